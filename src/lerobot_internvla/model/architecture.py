@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.image_tokenizer.spec import ImageTokenizerSpec as ImageTokenizerSpec
 
 BackboneFamily = Literal["qwen3_vl", "internvl3", "tiny"]
 CAMERA_SLOTS: tuple[str, ...] = ("head", "left_wrist", "right_wrist")
@@ -61,26 +62,6 @@ class VisionTower:
         """Image tokens (rows, columns) after the 2x2 merge (Qwen merger, InternVL pixel shuffle)."""
         rows, columns = self.grid
         return rows // 2, columns // 2
-
-
-@dataclass(frozen=True)
-class ImageTokenizerSpec:
-    """How foresight turns pixels into latents: a kind and its constructor arguments."""
-
-    kind: Literal["cosmos_ci8x8", "haar"]
-    image_size: tuple[int, int]
-    """Pixels (height, width) that are encoded; views are resized to it (bilinear, no antialias)."""
-    latent_channels: int
-    compression: int
-    """Pixels per latent cell along each axis."""
-    channels: int = 128
-    channels_mult: tuple[int, ...] = (2, 4, 4)
-    num_res_blocks: int = 2
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """Latent (height, width)."""
-        return self.image_size[0] // self.compression, self.image_size[1] // self.compression
 
 
 @dataclass(frozen=True)
