@@ -1,0 +1,31 @@
+"""InternVLA-A1 for stock LeRobot.
+
+Importing this package registers the policy type ``internvla_a1`` and the conveyor environments with LeRobot; LeRobot's
+own commands do it by themselves. It stays light: transformers and diffusers are imported when a policy is built, and
+one that is missing is named then.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from . import envs
+from .configuration_internvla_a1 import InternVLAA1Config
+from .errors import InternVLAError
+
+if TYPE_CHECKING:
+    from .modeling_internvla_a1 import InternVLAA1Policy
+
+try:
+    __version__ = version("lerobot_policy_internvla_a1")
+except PackageNotFoundError:  # a checkout on PYTHONPATH: usable from Python, but LeRobot's commands will not find it
+    __version__ = "0+not.installed"
+
+__all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "InternVLAA1Policy":
+        from .modeling_internvla_a1 import InternVLAA1Policy
+
+        return InternVLAA1Policy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

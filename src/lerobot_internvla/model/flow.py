@@ -1,0 +1,53 @@
+"""Flow matching: the noisy sample, the target velocity, the times of the Euler steps, and the draws of training.
+
+Time runs from 1 (noise) to 0 (data), the convention of LeRobot's stock sampler: x = t * noise + (1 - t) * actions and
+velocity = noise - actions. The paper writes tau = 1 - t. Times are drawn as 0.999 * Beta(1.5, 1) + 0.001, dense near
+noise (released checkpoint; the paper's formula read literally would be the mirror image).
+"""
+
+import torch
+from lerobot.policies.common.flow_matching import sample_noise, sample_time_beta
+from torch import Tensor
+
+
+def noisy_actions(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Point on the straight path at flow time ``time`` [B]; actions and noise are [B, K, A]."""
+    at = time[:, None, None]
+    return at * noise + (1 - at) * actions
+
+
+def target_velocity(actions: Tensor, noise: Tensor) -> Tensor:
+    """Constant velocity of the straight path."""
+    return noise - actions
+
+
+def euler_times(num_steps: int, device: torch.device) -> list[Tensor]:
+    """Flow time of every Euler step, scalar float32 tensors on ``device``, made there (no host copy).
+
+    Accumulated in float32 rather than ``1 - k / n``: the shortest period of the time embedding is 4e-3, so the rounding
+    is visible in the actions (1.8e-4 at ten steps) and the released model was evaluated with it. LeRobot's
+    ``euler_integrate`` computes exact times and copies each from the host, hence this one.
+    """
+    step = -1.0 / num_steps
+    times = [torch.ones((), dtype=torch.float32, device=device)]
+    while len(times) < num_steps:
+        times.append(times[-1] + step)
+    return times
+
+
+def draw_noise_and_time(
+    shape: tuple[int, int, int], *, alpha: float, beta: float, scale: float, offset: float, rank: int
+) -> tuple[Tensor, Tensor]:
+    """Noise [B, K, A] and flow times [B] on the CPU, different on every rank, reproducible on resume.
+
+    LeRobot seeds all ranks alike and restores rank 0's generator on all of them, so drawing from the global generator
+    would give every GPU the same noise. Every rank takes the same one number from it (which keeps the streams aligned
+    and resumable) and continues from that number plus its rank.
+    """
+    base = int(torch.randint(0, 2**31 - 1, ()))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(base * 4096 + rank)
+        cpu = torch.device("cpu")
+        noise = sample_noise(shape, cpu)
+        time = sample_time_beta(shape[0], cpu, alpha=alpha, beta=beta, scale=scale, offset=offset)
+    return noise, time

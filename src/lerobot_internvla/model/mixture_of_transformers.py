@@ -1,0 +1,223 @@
+"""Joint attention over expert streams (Mixture-of-Transformers).
+
+Every expert owns its weights; all experts share one attention (paper section "Architecture"). The decoder layers of
+stock transformers are parameter containers, so that names and shapes equal the released checkpoint; the loop is ours.
+One ``JointLayer`` is one ``nn.Module`` called through ``__call__``: the unit of FSDP, of checkpointing and of compile.
+
+The training pass gives all blocks at once; inference gives the first three (prefill), keeps their keys and values, then
+gives the action block alone, once per Euler step. Both run the same ``JointLayer.forward``.
+Axes: B batch, S tokens of a block, T tokens seen so far, N query heads, M key/value heads, H head width, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
+
+from .architecture import Architecture, ExpertWidth
+from .token_blocks import Block
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each [B, M, T, H]; keys after normalisation and rotation."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm that multiplies by its gain in float32 and casts afterwards.
+
+    The stock Qwen norms cast first; the released checkpoint was trained this way (model facts, "transformers patch").
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> nn.Module:
+    """One stock decoder layer (Qwen3-VL text or Qwen2 geometry) with our norms."""
+    shared = {
+        "hidden_size": width.hidden,
+        "intermediate_size": width.mlp,
+        "num_attention_heads": architecture.query_heads,
+        "num_key_value_heads": architecture.key_value_heads,
+        "num_hidden_layers": 1,
+        "head_dim": architecture.head_width,
+        "rms_norm_eps": architecture.rms_norm_eps,
+    }
+    layer: nn.Module
+    if architecture.qk_norm:
+        layer = Qwen3VLTextDecoderLayer(Qwen3VLTextConfig(**shared, attention_bias=architecture.qkv_bias), layer_idx=0)
+        for name in ("q_norm", "k_norm"):
+            setattr(layer.self_attn, name, RMSNorm(architecture.head_width, architecture.rms_norm_eps))
+    else:
+        layer = Qwen2DecoderLayer(Qwen2Config(**shared), layer_idx=0)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        setattr(layer, name, RMSNorm(width.hidden, architecture.rms_norm_eps))
+    return layer
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of ``x`` [B, S, heads, H]; the angles are float32 in every precision mode."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible_keys: Tensor) -> Tensor:
+    """Grouped-query attention of one block.
+
+    The mask depends on the key alone, so the query heads that share a key/value head are laid along the sequence: one
+    plain SDPA call on every backend, no repeated keys, no mask of size S x T.
+
+    Args:
+        query: [B, S, N, H]. key, value: [B, M, T, H]. visible_keys: [B, 1, 1, T] bool.
+
+    Returns:
+        [B, S, N * H].
+    """
+    batch, length, heads, width = query.shape
+    groups = key.shape[1]
+    folded = query.transpose(1, 2).reshape(batch, groups, heads // groups * length, width)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible_keys)
+    return out.reshape(batch, heads, length, width).transpose(1, 2).flatten(2)
+
+
+class JointLayer(nn.Module):
+    """One layer of all experts: own projections and MLPs, one attention."""
+
+    def __init__(self, architecture: Architecture, experts: Sequence[str]) -> None:
+        super().__init__()
+        self.head_width = architecture.head_width
+        self.experts = nn.ModuleDict(
+            {
+                name: build_decoder_layer(
+                    architecture, architecture.understanding if name == "understanding" else architecture.expert
+                )
+                for name in experts
+            }
+        )
+
+    def _project(self, expert: nn.Module, hidden: Tensor, block: Block, needs_query: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        attention = expert.self_attn
+        normed = expert.input_layernorm(hidden)
+        heads = (-1, self.head_width)
+        key = attention.k_proj(normed).unflatten(-1, heads)
+        value = attention.v_proj(normed).unflatten(-1, heads)
+        query = attention.q_proj(normed).unflatten(-1, heads) if needs_query else None
+        if hasattr(attention, "k_norm"):
+            key = attention.k_norm(key)
+            query = attention.q_norm(query) if query is not None else None
+        key = rotate(key, block.cos, block.sin)
+        query = rotate(query, block.cos, block.sin) if query is not None else None
+        return query, key.transpose(1, 2), value.transpose(1, 2)
+
+    def forward(
+        self,
+        hidden: Sequence[Tensor],
+        blocks: Sequence[Block],
+        past: KeysValues | None,
+        needs_output: Sequence[bool],
+    ) -> tuple[list[Tensor], KeysValues]:
+        """Run every block through this layer.
+
+        Args:
+            hidden: per block [B, S, D of its expert].
+            blocks: per block, its positions and what it may see. In order of attention.
+            past: keys and values of blocks that came before, or None.
+            needs_output: per block; False leaves ``hidden`` as it is and computes keys and values only.
+
+        Returns:
+            new hidden states and the keys and values of everything seen so far.
+        """
+        projected = [
+            self._project(self.experts[block.expert], h, block, wanted)
+            for h, block, wanted in zip(hidden, blocks, needs_output, strict=True)
+        ]
+        keys = ([past[0]] if past is not None else []) + [key for _, key, _ in projected]
+        values = ([past[1]] if past is not None else []) + [value for _, _, value in projected]
+        key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
+        out: list[Tensor] = []
+        for h, block, (query, _, _) in zip(hidden, blocks, projected, strict=True):
+            if query is None:
+                out.append(h)
+                continue
+            expert = self.experts[block.expert]
+            seen = block.visible_keys.shape[-1]
+            mixed = attend(query, key[:, :, :seen], value[:, :, :seen], block.visible_keys)
+            h = h + expert.self_attn.o_proj(mixed)
+            out.append(h + expert.mlp(expert.post_attention_layernorm(h)))
+        return out, (key, value)
+
+
+class MixtureOfTransformers(nn.Module):
+    """The stack of joint layers and the final norm of each expert."""
+
+    def __init__(self, architecture: Architecture, experts: Sequence[str]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([JointLayer(architecture, experts) for _ in range(architecture.layers)])
+        self.final_norms = nn.ModuleDict(
+            {
+                name: RMSNorm(
+                    (architecture.understanding if name == "understanding" else architecture.expert).hidden,
+                    architecture.rms_norm_eps,
+                )
+                for name in experts
+            }
+        )
+        self.gradient_checkpointing = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual streams: that of the projections."""
+        return next(iter(self.layers[0].experts.values())).self_attn.q_proj.weight.dtype
+
+    def forward(
+        self,
+        hidden: Sequence[Tensor],
+        blocks: Sequence[Block],
+        past: Sequence[KeysValues] | None = None,
+        needs_output: Sequence[bool] | None = None,
+        trace: list[list[Tensor]] | None = None,
+    ) -> tuple[list[Tensor], list[KeysValues]]:
+        """Run all layers.
+
+        Args:
+            hidden: per block [B, S, D].
+            blocks: in order of attention.
+            past: per layer, the keys and values of earlier blocks.
+            needs_output: per block, whether anything reads its last hidden state; the last layer skips the rest.
+            trace: receives the hidden states after every layer (parity checks).
+
+        Returns:
+            final-normed hidden states per block, and per layer the keys and values of everything seen so far.
+        """
+        wanted = list(needs_output) if needs_output is not None else [True] * len(blocks)
+        streams = [h.to(self.dtype) for h in hidden]
+        cache: list[KeysValues] = []
+        for index, layer in enumerate(self.layers):
+            is_last = index == len(self.layers) - 1
+            arguments = (
+                streams,
+                blocks,
+                past[index] if past is not None else None,
+                wanted if is_last else [True] * len(blocks),
+            )
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                streams, keys_values = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                streams, keys_values = layer(*arguments)
+            cache.append(keys_values)
+            if trace is not None:
+                trace.append(list(streams))
+        return [self.final_norms[block.expert](h) for h, block in zip(streams, blocks, strict=True)], cache

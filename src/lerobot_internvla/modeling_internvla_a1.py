@@ -1,0 +1,597 @@
+"""InternVLAA1Policy: LeRobot's batch dictionary on one side, the model's typed values on the other.
+
+    batch -> cameras by slot, letterboxed -> Observation \
+             task strings -> prompt ids        |           > model -> losses            (forward)
+             state at now, normalised          |                   -> absolute actions  (select_action)
+             actions, encoded -> Targets      /
+
+This is the only file that knows LeRobot's keys. Statistics are buffers of ``action_space``, so they travel with the weights;
+actions enter and leave in robot units, absolute, on every path (docs/architecture.md).
+"""
+
+# No `from __future__ import annotations` here: LeRobot reads the annotation of __init__'s config as a class.
+
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import snapshot_download
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
+from torch import Tensor, nn
+
+from lerobot_internvla.errors import InternVLAError
+
+from .action_space import ActionSpace, joint_names, relative_mask_for
+from .camera_slots import resolve_camera_slots
+from .checkpoints.base_models import load_base_models
+from .checkpoints.safe_loading import load_weights
+from .configuration_internvla_a1 import InternVLAA1Config
+from .history import FrameHistory
+from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
+from .image_tokenizer.protocol import ImageTokenizer
+from .images import content_box, content_mask, letterbox
+from .model.flow import draw_noise_and_time
+from .model.inputs import Observation, Targets
+from .model.internvla_a1 import InternVLAA1, Prefill
+from .statistics import statistics_from_dataset, statistics_from_lerobot_stats
+from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
+
+logger = logging.getLogger(__name__)
+
+TEXT_TOKENIZER_FOLDER = "text_tokenizer"
+IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
+CAMERA_IS_PRESENT = "observation.camera_is_present"
+"""Optional batch key, [B, V] bool: which camera slots a sample really has. For datasets that mix robots."""
+
+
+class InternVLAA1Policy(PreTrainedPolicy):
+    """InternVLA-A1 as a LeRobot policy.
+
+    Args:
+        config: its configuration; input and output features must be set.
+        dataset_stats: LeRobot's statistics of the dataset (absolute actions), as ``make_policy`` passes them.
+        dataset_meta: LeRobot's dataset metadata; relative actions need it to compute their own statistics.
+        checkpoint_folder: set by ``from_pretrained``: nothing is downloaded or initialised that the folder holds.
+
+    Raises:
+        InternVLAError: features, cameras or joints that do not fit; a missing dependency, by name.
+    """
+
+    config_class = InternVLAA1Config
+    name = "internvla_a1"
+    _fsdp_wrap_modules: ClassVar[list[str]] = ["JointLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["JointLayer"]
+
+    def __init__(
+        self,
+        config: InternVLAA1Config,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any | None = None,
+        *,
+        checkpoint_folder: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config)
+        config.validate_features()
+        architecture = config.architecture
+        self.camera_slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
+        config.camera_slots = dict(self.camera_slots)
+        self._read_metadata(dataset_meta)
+
+        state_dim, action_dim = config.robot_state_feature.shape[0], config.action_feature.shape[0]
+        self.action_space = ActionSpace(
+            state_dim=state_dim,
+            action_dim=action_dim,
+            max_state_dim=architecture.max_state_dim,
+            max_action_dim=architecture.max_action_dim,
+            representation=config.action_representation,
+            relative_mask=self._relative_mask(state_dim, action_dim),
+        )
+        tokenizer = self._load_image_tokenizer(checkpoint_folder) if config.use_foresight else None
+        self.model = InternVLAA1(
+            architecture,
+            use_foresight=config.use_foresight,
+            chunk_size=config.chunk_size,
+            image_tokenizer=tokenizer,
+        )
+        self.prompt_builder = PromptBuilder(self._load_text_tokenizer(checkpoint_folder), architecture.prompt_tokens)
+        if checkpoint_folder is None:
+            load_base_models(self.model, config.base_model, config.expert_warm_start)
+            self._adopt_statistics(dataset_stats, dataset_meta)
+        self._apply_precision()
+        self._apply_freezing()
+        self._apply_gradient_checkpointing()
+        if config.compile_model:
+            self.model.sample_actions = torch.compile(self.model.sample_actions, mode=config.compile_mode)
+
+        self._content_masks: dict[tuple[int, int], Tensor] = {}
+        self._told_no_history = False
+        self.last_predicted_latents: Tensor | None = None
+        self.reset()
+
+    # ------------------------------------------------------------------ building
+
+    def _read_metadata(self, dataset_meta: Any | None) -> None:
+        """Joint names and frame rate of the dataset into the config, which is saved with the weights."""
+        if dataset_meta is None:
+            return
+        config = self.config
+        for field, key in (("action_feature_names", ACTION), ("state_feature_names", OBS_STATE)):
+            names = joint_names(dataset_meta.features.get(key))
+            setattr(config, field, None if names is None else list(names))
+        dataset_fps = dataset_meta.fps
+        if config.fps is not None and abs(config.fps - dataset_fps) > 1e-6:
+            if config.foresight_interval_s is not None:
+                raise InternVLAError(
+                    f"policy.fps is {config.fps}, but the dataset runs at {dataset_fps} fps; the foresight interval of "
+                    f"{config.foresight_interval_s} s would be wrong. Pass --policy.fps={dataset_fps}."
+                )
+            logger.info("The dataset runs at %s fps; the checkpoint was trained at %s fps.", dataset_fps, config.fps)
+        config.fps = float(dataset_fps)
+        if config.use_foresight:
+            frames = config.interval_frames
+            logger.info("Foresight interval: %d frames = %.3f s at %g fps.", frames, frames / config.fps, config.fps)
+
+    def _relative_mask(self, state_dim: int, action_dim: int) -> tuple[bool, ...]:
+        config = self.config
+        if config.action_representation == "absolute":
+            return ()
+        try:
+            return relative_mask_for(
+                config.action_feature_names,
+                config.state_feature_names,
+                config.absolute_joint_names,
+                absolute_indices=config.absolute_joint_indices,
+                action_dim=action_dim,
+                state_dim=state_dim,
+            )
+        except InternVLAError as error:
+            raise InternVLAError(
+                f"{error} Flags: --policy.absolute_joint_names='[...]', --policy.absolute_joint_indices='[...]', "
+                "--policy.action_representation=absolute."
+            ) from None
+
+    def _load_text_tokenizer(self, checkpoint_folder: Path | None) -> TextTokenizer:
+        config = self.config
+        if config.text_tokenizer is not None:
+            return load_text_tokenizer(config.text_tokenizer)
+        if checkpoint_folder is not None and (checkpoint_folder / TEXT_TOKENIZER_FOLDER).is_dir():
+            return load_text_tokenizer(checkpoint_folder / TEXT_TOKENIZER_FOLDER)
+        if config.architecture.family == "tiny":
+            return load_text_tokenizer("byte")
+        base = config.architecture.base_model if config.base_model in (None, "auto") else config.base_model
+        assert base is not None
+        return load_text_tokenizer(base)
+
+    def _load_image_tokenizer(self, checkpoint_folder: Path | None) -> ImageTokenizer:
+        config = self.config
+        dtype = getattr(torch, config.image_tokenizer_dtype)
+        spec = config.architecture.image_tokenizer
+        if config.image_tokenizer is not None:
+            return load_image_tokenizer(config.image_tokenizer, dtype=dtype)
+        if checkpoint_folder is not None and (checkpoint_folder / IMAGE_TOKENIZER_FOLDER).is_dir():
+            return load_image_tokenizer(checkpoint_folder / IMAGE_TOKENIZER_FOLDER, dtype=dtype)
+        if spec.kind == "haar":
+            return build_image_tokenizer(spec)
+        raise InternVLAError(
+            f"Foresight of variant {config.variant!r} needs the weights of the Cosmos CI8x8 image tokenizer, which this "
+            "package does not ship (NVIDIA Open Model License). Pass --policy.image_tokenizer=<folder or Hub id>: a folder "
+            "with encoder.jit and decoder.jit, a safetensors pair, or a converted folder. Without foresight: "
+            "--policy.use_foresight=false."
+        )
+
+    def _adopt_statistics(self, dataset_stats: dict[str, dict[str, Any]] | None, dataset_meta: Any | None) -> bool:
+        """Set normalisation from a dataset; True when there was one."""
+        config = self.config
+        if dataset_meta is not None:
+            statistics = statistics_from_dataset(
+                dataset_meta,
+                representation=config.action_representation,
+                relative_mask=self.action_space.relative_mask,
+                chunk_size=config.chunk_size,
+            )
+        elif dataset_stats and config.action_representation == "absolute":
+            statistics = statistics_from_lerobot_stats(dataset_stats, source="dataset_stats")
+        elif dataset_stats:
+            raise InternVLAError(
+                "Relative actions need statistics of relative actions, and dataset_stats hold absolute ones. Pass "
+                "dataset_meta (LeRobotDataset.meta) as lerobot-train does, or set policy.action_space.set_statistics(...)."
+            )
+        else:
+            return False
+        self.action_space.set_statistics(statistics)
+        return True
+
+    def _apply_precision(self) -> None:
+        """Cast the weights of towers and experts; heads, norms and statistics stay float32 as in the released model."""
+        if self.config.weights_dtype == "float32":
+            return
+        dtype = getattr(torch, self.config.weights_dtype)
+        for part in (self.model.vision_language, self.model.mixture):
+            for module in part.modules():
+                if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd | nn.LayerNorm):
+                    for parameter in module.parameters(recurse=False):
+                        parameter.data = parameter.data.to(dtype)
+        for parameter in self.model.vision_language.parameters(recurse=True):
+            parameter.data = parameter.data.to(dtype)
+
+    def _apply_freezing(self) -> None:
+        config, model = self.config, self.model
+        trained = config.trained_experts
+        parts: dict[str, list[nn.Module]] = {
+            "understanding": [model.vision_language, model.mixture.final_norms["understanding"]],
+            "foresight": [model.foresight_head] if model.foresight_head is not None else [],
+            "action": [model.action_head],
+        }
+        for name, modules in parts.items():
+            if name in trained or (name == "foresight" and not config.use_foresight):
+                continue
+            experts = [layer.experts[name] for layer in model.mixture.layers]
+            norms = [model.mixture.final_norms[name]]
+            for module in [*modules, *experts, *norms]:
+                module.requires_grad_(False)
+        if config.freeze_vision_encoder:
+            model.vision_language.vision_tower.requires_grad_(False)
+        for _, parameter in model.dead_parameters():
+            parameter.requires_grad_(False)
+
+    def _apply_gradient_checkpointing(self) -> None:
+        self.model.mixture.gradient_checkpointing = self.config.gradient_checkpointing
+        self.model.vision_language.gradient_checkpointing = self.config.gradient_checkpointing
+
+    def get_optim_params(self) -> list[nn.Parameter]:
+        """Parameters that are trained, and no others."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """Attention and MLP projections of ``config.peft_experts``; their heads are trained in full."""
+        experts = [name for name in self.config.peft_experts if name != "foresight" or self.config.use_foresight]
+        projections = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+        heads = {"foresight": "model.foresight_head", "action": "model.action_head"}
+        return {
+            "target_modules": rf"model\.mixture\.layers\.\d+\.experts\.({'|'.join(experts)})\.{projections}",
+            "modules_to_save": [heads[name] for name in experts if name in heads],
+        }
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Config and weights as LeRobot writes them, and beside them what else loading needs, so that the folder is whole."""
+        super()._save_pretrained(save_directory, state_dict=state_dict)
+        self.prompt_builder.tokenizer.save_pretrained(save_directory / TEXT_TOKENIZER_FOLDER)
+        if self.config.use_foresight:
+            self.model.image_tokenizer.save_pretrained(save_directory / IMAGE_TOKENIZER_FOLDER)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: InternVLAA1Config | None = None,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any | None = None,
+        revision: str | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> "InternVLAA1Policy":
+        """Load a checkpoint folder or Hub repository.
+
+        With ``dataset_meta`` (fine-tuning) and ``config.statistics == "dataset"`` the normalisation comes from that
+        dataset, as LeRobot does for its own policies; otherwise from the checkpoint.
+
+        Raises:
+            InternVLAError: no such folder, files missing, weights that do not fit; all problems at once.
+        """
+        folder = Path(pretrained_name_or_path)
+        if not folder.is_dir():
+            name = str(pretrained_name_or_path)
+            if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+                raise InternVLAError(
+                    f"There is no checkpoint folder {name!r}. Pass the folder that holds config.json and model.safetensors "
+                    "(after lerobot-train: <output_dir>/checkpoints/last/pretrained_model), or a Hub id owner/name."
+                )
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    force_download=force_download,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    allow_patterns=["*.json", "*.safetensors"],
+                )
+            )
+        if config is None:
+            loaded = InternVLAA1Config.from_pretrained(folder)
+            assert isinstance(loaded, InternVLAA1Config)
+            config = loaded
+        refits = config.statistics == "dataset" and (dataset_meta is not None or bool(dataset_stats))
+        # The metadata decides joint names and with them which joints are relative, so the policy is built with it.
+        policy = cls(config, dataset_meta=dataset_meta, checkpoint_folder=folder)
+        # The ablation without the generation expert may start from a full checkpoint.
+        ablated = () if config.use_foresight else ("foresight_head.", "experts.foresight.", "final_norms.foresight.")
+        weights = folder / "model.safetensors"
+        if refits:
+            policy._adopt_statistics(dataset_stats, dataset_meta)
+            logger.info("Normalisation: statistics of the given dataset replace those of the checkpoint.")
+            with policy.action_space.keeping_own_statistics():
+                load_weights(policy, weights, keep_ours=("action_space.",), drop_theirs=ablated)
+        else:
+            load_weights(policy, weights, drop_theirs=ablated)
+        policy.to(config.device)
+        policy.eval()
+        return policy
+
+    # ------------------------------------------------------------------ batch -> values
+
+    def _now(self, frames: int) -> int:
+        """Index of "now" among 1 (now), 2 (past, now) or 3 (past, now, future) frames."""
+        if frames not in (1, 2, 3):
+            raise InternVLAError(
+                f"Got {frames} frames per camera or state; expected 1 (now), 2 (past, now) or 3 (past, now, future)."
+            )
+        return 0 if frames == 1 else 1
+
+    def _state(self, batch: dict[str, Any]) -> Tensor:
+        if OBS_STATE not in batch:
+            raise InternVLAError(f"The batch has no {OBS_STATE!r}. It holds: {', '.join(sorted(batch))}.")
+        state = batch[OBS_STATE]
+        return state[:, self._now(state.shape[1])] if state.ndim == 3 else state
+
+    def _cameras(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Frames by slot, [B, T, 3, height, width] or [B, 3, height, width], as they came."""
+        missing = [key for key in self.camera_slots.values() if key not in batch]
+        if missing:
+            cameras = sorted(k for k in batch if k.startswith("observation.image") and not k.endswith("_is_pad"))
+            raise InternVLAError(
+                f"Missing cameras: {', '.join(missing)}. The batch holds: {', '.join(cameras) or 'none'}. The policy expects "
+                f"{self.camera_slots}; rename with --rename_map='{{\"<theirs>\": \"{missing[0]}\"}}'."
+            )
+        return {slot: batch[key] for slot, key in self.camera_slots.items()}
+
+    def _views(self, cameras: dict[str, Tensor]) -> Tensor:
+        """[B, V, T, 3, height, width] in [0, 1], letterboxed to the model's view size."""
+        size = self.config.architecture.view_size
+        return torch.stack([letterbox(frames, size) for frames in cameras.values()], dim=1)
+
+    def _observation(self, batch: dict[str, Any], views: Tensor) -> Observation:
+        """The model's input; ``views`` hold past and now, or now alone without foresight."""
+        device = views.device
+        batch_size, n_views = views.shape[:2]
+        tasks = batch.get("task", [""] * batch_size)
+        prompt_ids, prompt_is_valid = self.prompt_builder([tasks] * batch_size if isinstance(tasks, str) else list(tasks))
+        present = batch.get(CAMERA_IS_PRESENT)
+        if present is None:
+            present = torch.ones(batch_size, n_views, dtype=torch.bool, device=device)
+        return Observation(
+            images=views,
+            camera_is_present=present,
+            prompt_ids=prompt_ids.to(device, non_blocking=True),
+            prompt_is_valid=prompt_is_valid.to(device, non_blocking=True),
+            state=self.action_space.normalize_state(self._state(batch).to(device)),
+        )
+
+    def _targets(self, batch: dict[str, Any], cameras: dict[str, Tensor], views: Tensor) -> Targets:
+        config = self.config
+        batch_size, n_views = views.shape[:2]
+        dims = self.action_space.action_dim_is_valid
+        if ACTION in batch:
+            actions = batch[ACTION]
+            if actions.shape[1] != config.chunk_size:
+                raise InternVLAError(
+                    f"The batch has chunks of {actions.shape[1]} actions, but chunk_size is {config.chunk_size}."
+                )
+            encoded = self.action_space.encode_actions(actions, self._state(batch))
+            padded = batch.get("action_is_pad")
+            steps = torch.ones_like(actions[..., 0], dtype=torch.bool) if padded is None else ~padded
+        else:  # action-free video: the foresight path alone is trained
+            shape = (batch_size, config.chunk_size, config.architecture.max_action_dim)
+            encoded = torch.zeros(shape, device=views.device)
+            steps = torch.zeros(shape[:2], dtype=torch.bool, device=views.device)
+        # A padded step repeats the last action; with a masked loss its value must only be finite.
+        future = future_is_valid = content = None
+        if config.use_foresight:
+            future = views[:, :, 2]
+            pads = [self._future_is_pad(batch, key) for key in self.camera_slots.values()]
+            future_is_valid = torch.stack(
+                [torch.ones_like(steps[:, 0]) if pad is None else ~pad.to(views.device) for pad in pads], dim=1
+            )
+            masks = [self._content_mask(frames.shape[-2], frames.shape[-1]).to(views.device) for frames in cameras.values()]
+            content = torch.stack(masks)[None].expand(batch_size, -1, -1, -1)
+        return Targets(
+            actions=encoded,
+            action_is_valid=steps[:, :, None] & dims,
+            future_images=future,
+            future_is_valid=future_is_valid,
+            latent_is_content=content,
+        )
+
+    @staticmethod
+    def _future_is_pad(batch: dict[str, Any], key: str) -> Tensor | None:
+        """Whether the future frame was clamped at the episode's end, [B].
+
+        All features share the same offsets, and LeRobot 0.6.1 renames a camera without its mask, so any frame mask serves.
+        """
+        names = [f"{key}_is_pad", *sorted(k for k in batch if k.startswith("observation.") and k.endswith("_is_pad"))]
+        for name in names:
+            mask = batch.get(name)
+            if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == 3:
+                return mask[:, 2]
+        return None
+
+    def _content_mask(self, height: int, width: int) -> Tensor:
+        """Latent cells that show the scene rather than letterbox bars; made once per camera resolution."""
+        if (height, width) not in self._content_masks:
+            architecture = self.config.architecture
+            tokenizer = architecture.image_tokenizer
+            box = content_box(height, width, architecture.view_size)
+            mask = content_mask(box, architecture.view_size, tokenizer.image_size, tokenizer.latent_size)
+            self._content_masks[height, width] = mask
+        return self._content_masks[height, width]
+
+    # ------------------------------------------------------------------ train
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 computation over float32 weights when ``config.dtype`` asks for it; harmless inside another autocast."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """Loss and metrics of one training batch.
+
+        Args:
+            batch: LeRobot's batch; cameras [B, 3, 3, H, W] (past, now, future; [B, 3, H, W] without foresight), state,
+                actions [B, chunk_size, A] in robot units, ``*_is_pad`` masks, ``task`` strings. Not modified.
+            reduction: "mean" (scalar) or "none" ([B], for LeRobot's sample weighting).
+
+        Returns:
+            loss and a dictionary with the same keys on every step and rank.
+        """
+        if reduction not in ("mean", "none"):
+            raise InternVLAError(f"reduction={reduction!r}: expected 'mean' or 'none'.")
+        config = self.config
+        cameras = self._cameras(batch)
+        frames = {slot: f.shape[1] if f.ndim == 5 else 1 for slot, f in cameras.items()}
+        expected = len(config.image_observation_delta_indices)
+        if any(count != expected for count in frames.values()):
+            raise InternVLAError(
+                f"Training needs {expected} frames per camera (offsets {config.image_observation_delta_indices}), got {frames}. "
+                "lerobot-train asks the dataset for them by itself; in your own loop pass "
+                "delta_timestamps={camera: [offset / fps ...]} to LeRobotDataset."
+            )
+        views = self._views({slot: f if f.ndim == 5 else f[:, None] for slot, f in cameras.items()})
+        observation = self._observation(batch, views[:, :, :2])
+        targets = self._targets(batch, cameras, views)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        noise, time = draw_noise_and_time(
+            tuple(targets.actions.shape),
+            alpha=config.time_sampling_beta_alpha,
+            beta=config.time_sampling_beta_beta,
+            scale=config.time_sampling_scale,
+            offset=config.time_sampling_offset,
+            rank=rank,
+        )
+        with self._autocast():
+            losses = self.model(
+                observation,
+                targets,
+                noise.to(views.device, non_blocking=True),
+                time.to(views.device, non_blocking=True),
+                lambda_gen=config.lambda_gen if config.use_foresight else 0.0,
+                reference_loss=config.reference_loss,
+            )
+        return (losses.total if reduction == "mean" else losses.total_per_sample), losses.as_floats()
+
+    # ------------------------------------------------------------------ act
+
+    def reset(self) -> None:
+        """Forget queue and history; LeRobot calls it at the start of an episode."""
+        self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        self._history: FrameHistory[dict[str, Tensor]] = FrameHistory(self.config.interval_frames)
+        self.last_predicted_latents = None
+
+    def _past_and_now(self, cameras: dict[str, Tensor]) -> dict[str, Tensor]:
+        """[B, 2, 3, H, W] per slot (1 frame without foresight), whatever the caller gave."""
+        if not self.config.use_foresight:
+            return {s: f[:, self._now(f.shape[1])][:, None] if f.ndim == 5 else f[:, None] for s, f in cameras.items()}
+        if all(f.ndim == 5 and f.shape[1] >= 2 for f in cameras.values()):
+            return {slot: frames[:, :2] for slot, frames in cameras.items()}
+        if not self._told_no_history:
+            logger.warning(
+                "predict_action_chunk got single frames: the past frame is taken to be the current one, as at the start of "
+                "an episode. select_action keeps the history by itself; or pass frames [B, 2, 3, H, W] (past, now)."
+            )
+            self._told_no_history = True
+        now = {slot: frames if frames.ndim == 4 else frames[:, 0] for slot, frames in cameras.items()}
+        return {slot: torch.stack([frames, frames], dim=1) for slot, frames in now.items()}
+
+    def _prefill(self, batch: dict[str, Any], with_foresight: bool) -> Prefill:
+        views = self._views(self._past_and_now(self._cameras(batch)))
+        observation = self._observation(batch, views)
+        return self.model.prefill(
+            observation, with_foresight=with_foresight, reference_positions=self.config.reference_positions
+        )
+
+    def _sample(self, batch: dict[str, Any], prefill: Prefill, noise: Tensor | None) -> Tensor:
+        """Absolute actions [B, chunk_size, A] in robot units."""
+        state = self._state(batch)
+        architecture = self.config.architecture
+        if noise is None:
+            shape = (state.shape[0], self.config.chunk_size, architecture.max_action_dim)
+            noise = torch.randn(shape, device=state.device, dtype=torch.float32)
+        actions = self.model.sample_actions(prefill, noise, self.config.num_inference_steps)
+        return self.action_space.decode_actions(actions, state)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Absolute actions [B, chunk_size, A] in robot units.
+
+        Args:
+            batch: an observation; cameras [B, 2, 3, H, W] (past, now), or [B, 3, H, W] as at the start of an episode.
+            noise: [B, chunk_size, max_action_dim]; None draws it.
+        """
+        self.eval()
+        with self._autocast():
+            return self._sample(batch, self._prefill(batch, with_foresight=False), noise)
+
+    @torch.no_grad()
+    def predict_foresight(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The imagined frame one interval ahead.
+
+        Args:
+            batch: an observation as for ``predict_action_chunk``.
+
+        Returns:
+            latents [B, V, C, h, w] and images [B, V, 3, H, W] in [0, 1], views in the order of ``camera_slots``.
+        """
+        self.eval()
+        with self._autocast():
+            latents = self.model.predict_foresight(self._prefill(batch, with_foresight=True)).float()
+        return latents, self.model.decode_latents(latents)
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """One absolute action [B, A] per call; predicts a chunk when the queue is empty.
+
+        Call it on every control tick: it remembers the frames, so that the model sees the one of an interval ago.
+        """
+        self.eval()
+        cameras = self._cameras(batch)
+        if self.config.use_foresight:
+            now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
+            self._history.push(now)
+        if not self._action_queue:
+            if self.config.use_foresight:
+                past = self._history.past()
+                pairs = {slot: torch.stack([_as_unit(past[slot]), _as_unit(now[slot])], dim=1) for slot in now}
+                batch = {**batch, **{self.camera_slots[slot]: frames for slot, frames in pairs.items()}}
+            with self._autocast():
+                prefill = self._prefill(batch, with_foresight=self.config.save_predicted_video)
+                actions = self._sample(batch, prefill, noise)
+                if self.config.save_predicted_video:
+                    # [B, V * C, 1, h, w]: LeRobot concatenates the chunks of an episode along dim 2.
+                    self.last_predicted_latents = self.model.predict_foresight(prefill).float().flatten(1, 2)[:, :, None]
+            self._action_queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
+        return self._action_queue.popleft()
+
+    @torch.no_grad()
+    def decode_predicted_latents(self, latents: Tensor) -> Tensor:
+        """Imagined frames of one episode for ``lerobot-eval``'s video: [T, H, V * W, 3] uint8, views side by side.
+
+        Args:
+            latents: [B, V * C, T, h, w], the concatenation of ``last_predicted_latents``; environment 0 is shown.
+        """
+        per_frame = latents[0].transpose(0, 1).unflatten(1, (len(self.camera_slots), -1))
+        images = self.model.decode_latents(per_frame.to(next(self.parameters()).device))
+        return (images.permute(0, 3, 1, 4, 2).flatten(2, 3) * 255).round().to(torch.uint8).cpu()
+
+
+def _as_unit(frames: Tensor) -> Tensor:
+    """Frames in [0, 1], float."""
+    return frames.float() / 255 if frames.dtype == torch.uint8 else frames
