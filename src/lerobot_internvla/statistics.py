@@ -25,7 +25,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ _FORMAT = 1
 """Raise when the meaning of a cached number changes: older cache files are then left alone and never read."""
 
 
+@runtime_checkable
 class DatasetMetadata(Protocol):
     """The part of LeRobot 0.6's ``LeRobotDatasetMetadata`` that is read here."""
 
@@ -307,7 +308,8 @@ def statistics_from_dataset(
     Absolute statistics of a whole dataset are LeRobot's own (``meta.stats``) unless these are missing or unsound (see
     ``_stored_statistics``). Everything else is computed in float64 from the parquet files, of which only the state,
     action and episode columns are read, and only some thousand frames at a time: the work grows with frames x
-    log(chunk_size), the memory not at all. Files that are not on disk are fetched through ``LeRobotDataset`` (without videos).
+    log(chunk_size), the memory not at all. Files that are not on disk are fetched through ``LeRobotDataset``, without
+    videos.
 
     Args:
         meta: LeRobot's ``LeRobotDatasetMetadata``.
