@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.reference_files import key_list, tiny_tensors, write_tiny
 from safetensors import safe_open
 from torch import Tensor
 
+from checkpoints.reference_files import key_list, tiny_tensors, write_tiny
 from lerobot_internvla.checkpoints.reference_layout import read_architecture, read_reference, write_reference
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
@@ -131,13 +131,7 @@ def test_the_tower_may_see_more_pixels_than_a_view_has():
 def test_a_model_of_that_architecture_loads_the_checkpoint(tmp_path: Path, variant: str):
     checkpoint = read_reference(write_tiny(tmp_path, variant))
     InternVLAA1(checkpoint.architecture).load_state_dict(checkpoint.policy_state, strict=True)
-    spec = checkpoint.architecture.image_tokenizer
-    image_tokenizer = CosmosImageTokenizer(
-        channels=spec.channels,
-        channels_mult=spec.channels_mult,
-        num_res_blocks=spec.num_res_blocks,
-        latent_channels=spec.latent_channels,
-    )
+    image_tokenizer = CosmosImageTokenizer.from_spec(checkpoint.architecture.image_tokenizer)
     image_tokenizer.load_state_dict(checkpoint.image_tokenizer_state, strict=True)
     assert checkpoint.policy_config["chunk_size"] == 50
 
@@ -187,7 +181,11 @@ def test_a_single_file_can_be_named(tmp_path: Path):
     ("variant", "config", "changes"),
     [
         ("3b", {"type": "qwena1", "qwen3_vl_variant": "qwen3_vl_28l", "action_expert_variant": "qwen3_28l"}, {}),
-        ("3b", {"type": "qwena1", "qwen3_vl_variant": "qwen3_vl_6l", "action_expert_variant": "qwen3_6l"}, {"layers": 6}),
+        (
+            "3b",
+            {"type": "qwena1", "qwen3_vl_variant": "qwen3_vl_6l", "action_expert_variant": "qwen3_6l"},
+            {"layers": 6},
+        ),
         (
             "2b",
             {"type": "interna1", "internvl_variant": "internvl_24l", "qwen2_variant": "qwen2_24l"},
@@ -203,7 +201,12 @@ def test_released_configurations(variant: str, config: dict[str, Any], changes: 
 
 
 def test_released_configurations_must_say_how_deep_they_are():
-    config = {"type": "qwena1", "qwen3_vl_variant": "qwen3_vl_2b", "action_expert_variant": "qwen3_28l", "scale_factor": 8}
+    config = {
+        "type": "qwena1",
+        "qwen3_vl_variant": "qwen3_vl_2b",
+        "action_expert_variant": "qwen3_28l",
+        "scale_factor": 8,
+    }
     with pytest.raises(InternVLAError) as caught:
         read_architecture(config, CONFIG)
     for part in ("qwen3_vl_variant is 'qwen3_vl_2b'", "max_state_dim is missing", "max_action_dim is missing"):
@@ -242,7 +245,7 @@ def test_sizes_that_the_layout_cannot_express_are_refused(tmp_path: Path):
     assert not (tmp_path / "copy").exists()
 
 
-# --- what is wrong is said, all at once --------------------------------------------------------------------------------
+# --- what is wrong is said, all at once -------------------------------------------------------------------------------
 
 
 def test_contradictions_in_a_described_configuration_are_all_listed(tmp_path: Path):

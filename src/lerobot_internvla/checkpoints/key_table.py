@@ -183,7 +183,7 @@ _ACTION_HEAD = [
     Rename("model.action_{time_mlp_in|time_mlp_out}.{weight|bias}", "action_head.{}.{}"),
 ]
 
-# --- the two tables ----------------------------------------------------------------------------------------------------
+# --- the two tables ---------------------------------------------------------------------------------------------------
 
 _QWEN = "model.qwen3_vl_with_expert."
 _QWEN3_VL_ROWS = [
@@ -420,9 +420,7 @@ class KeyTable:
 
     def _complaint(self, problems: str, unknown: Sequence[str]) -> str:
         """What to do, judging by where the unknown names come from, then the list of problems."""
-        advice = (
-            "Check that config.json and the weights belong together and that the download is complete."
-        )
+        advice = "Check that config.json and the weights belong together and that the download is complete."
         relative = [name.removeprefix("model.") for name in unknown]
         other = next((t for t in KEY_TABLES.values() if t is not self and any(map(t.knows, unknown))), None)
         if any(self._reference_name("policy", name) for name in relative):

@@ -56,7 +56,7 @@ class ReferenceCheckpoint:
     """The reference's policy settings that are not sizes: chunk_size, num_inference_steps, lambda_gen, dtype, ..."""
 
 
-# --- sizes: our Architecture field <- places in a described config.json ------------------------------------------------
+# --- sizes: our Architecture field <- places in a described config.json -----------------------------------------------
 # Paths are dotted, numbers index lists. The first place is read, the others must agree if they are there; all of them
 # are written.
 
@@ -175,13 +175,17 @@ _FACTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# --- the released config.json ------------------------------------------------------------------------------------------
+# --- the released config.json -----------------------------------------------------------------------------------------
 
 _RELEASED_TYPES = {"qwena1": "3b", "interna1": "2b"}
 _LAYER_COUNTS = {"3b": ("qwen3_vl_variant", "action_expert_variant"), "2b": ("internvl_variant", "qwen2_variant")}
 """The two fields whose value ends in ``_<layers>l``."""
 _LAYER_COUNT_STEMS = {"3b": ("qwen3_vl", "qwen3"), "2b": ("internvl", "qwen2")}
-_RELEASED_SIZES = {"foresight_stride": "scale_factor", "max_state_dim": "max_state_dim", "max_action_dim": "max_action_dim"}
+_RELEASED_SIZES = {
+    "foresight_stride": "scale_factor",
+    "max_state_dim": "max_state_dim",
+    "max_action_dim": "max_action_dim",
+}
 # The reference builds the 2B with transformers' default although the backbone was pre-trained with 1e6; a checkpoint
 # that it trained must be run with what it was trained with.
 _RELEASED_OVERRIDES: dict[str, dict[str, Any]] = {"3b": {}, "2b": {"rope_theta": 10_000.0}}
@@ -239,7 +243,9 @@ def _described_architecture(config: Mapping[str, Any], source: Path) -> Architec
         if value is not _ABSENT and value != fact:
             problems.append(f"{place} is {value!r}, but our model only knows {fact!r}")
     if problems:
-        raise InternVLAError(f"{source} does not describe a {variant} model that we can build:\n  " + "\n  ".join(problems))
+        raise InternVLAError(
+            f"{source} does not describe a {variant} model that we can build:\n  " + "\n  ".join(problems)
+        )
     if variant == "2b":
         # Qwen2 has no head_dim of its own.
         overrides["head_width"] = overrides["understanding"]["hidden"] // overrides["query_heads"]
@@ -295,11 +301,11 @@ def _released_architecture(config: Mapping[str, Any], source: Path) -> Architect
         if name not in config:
             problems.append(f"{name} is missing")
     if problems:
-        raise InternVLAError(f"{source} does not describe a {variant} model that we can build:\n  " + "\n  ".join(problems))
+        raise InternVLAError(
+            f"{source} does not describe a {variant} model that we can build:\n  " + "\n  ".join(problems)
+        )
     sizes = {size: config[name] for size, name in _RELEASED_SIZES.items()}
-    return build_architecture(
-        variant, {"layers": next(iter(layers.values())), **sizes, **_RELEASED_OVERRIDES[variant]}
-    )
+    return build_architecture(variant, {"layers": next(iter(layers.values())), **sizes, **_RELEASED_OVERRIDES[variant]})
 
 
 def _released_config(architecture: Architecture, policy_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,7 +366,8 @@ def expected_shapes(architecture: Architecture) -> tuple[dict[str, Shape], dict[
         model = InternVLAA1(architecture)
         image_tokenizer = CosmosImageTokenizer.from_spec(architecture.image_tokenizer)
     policy, cosmos = (
-        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} for module in (model, image_tokenizer)
+        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        for module in (model, image_tokenizer)
     )
     return policy, cosmos
 
@@ -469,8 +476,8 @@ def write_reference(
         config = _describe(architecture, policy_config or {})
         if _described_architecture(config, source) != architecture:
             raise InternVLAError(
-                "This architecture has sizes that the reference layout cannot express. Only the fields that "
-                f"checkpoints/reference_layout.py lists for a {architecture.family} model may differ from the variant's defaults."
+                "This architecture has sizes that the reference layout cannot express. Only the fields listed in "
+                f"checkpoints/reference_layout.py may differ from the defaults of a {architecture.family} model."
             )
     folder.mkdir(parents=True, exist_ok=True)
     # Replacing at the end keeps an interrupted write from destroying the checkpoint that these very tensors may map.

@@ -4,19 +4,17 @@ Everything is counted on the meta device, so summarising the 3b takes no memory 
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lerobot_internvla.image_tokenizer.factory import build_image_tokenizer
 
 from .architecture import CAMERA_SLOTS, Architecture
 from .internvla_a1 import InternVLAA1
-
-CHUNK_SIZE = 50
-"""Action steps per chunk in the paper."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class ModelSummary:
     dead: dict[str, int]
     """Parameters that no output depends on, by part: kept for export, frozen, never computed."""
     tokens: dict[str, int]
-    """Per block, with all camera slots in use and a chunk of ``CHUNK_SIZE`` steps."""
+    """Per block, with all camera slots in use and the default chunk."""
 
     @property
     def model(self) -> int:
@@ -78,8 +76,22 @@ class ModelSummary:
         }
 
 
-def _count(*modules: nn.Module) -> int:
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+def _sum_by(group: Callable[[str], str], parameters: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Elements per group of names, in order of appearance."""
+    counts: dict[str, int] = {}
+    for name, parameter in parameters:
+        counts[group(name)] = counts.get(group(name), 0) + parameter.numel()
+    return counts
+
+
+def _part(name: str) -> tuple[str, str]:
+    """(expert or head, part of it) of a parameter of ``InternVLAA1``."""
+    module, *rest = name.split(".")
+    if module == "vision_language":
+        return "understanding", rest[0]
+    if module == "mixture":
+        return (rest[3], "layers") if rest[0] == "layers" else (rest[1], "final_norm")
+    return module, module
 
 
 def summarize(architecture: Architecture) -> ModelSummary:
@@ -87,39 +99,34 @@ def summarize(architecture: Architecture) -> ModelSummary:
     with torch.device("meta"):
         model = InternVLAA1(architecture)
         image_tokenizer = build_image_tokenizer(architecture.image_tokenizer)
-    experts: list[ExpertSummary] = []
-    parts: dict[str, int] = {}
-    for name, final_norm in model.mixture.final_norms.items():
-        width = architecture.understanding if name == "understanding" else architecture.expert
-        stack = [layer.experts[name] for layer in model.mixture.layers]
-        parameters = _count(*stack, final_norm)
-        if name == "understanding":
-            parts = {child: _count(module) for child, module in model.vision_language.named_children()}
-            parts = {**parts, "layers": _count(*stack), "final_norm": _count(final_norm)}
-            parameters = sum(parts.values())
-        experts.append(ExpertSummary(name, architecture.layers, width.hidden, width.mlp, parameters))
-    dead: dict[str, int] = {}
-    for name, parameter in model.dead_parameters():
-        part = _dead_part(name)
-        dead[part] = dead.get(part, 0) + parameter.numel()
-    assert model.foresight_head is not None
+    owners = _sum_by(lambda name: _part(name)[0], model.named_parameters())
+    understanding = ((name, p) for name, p in model.named_parameters() if _part(name)[0] == "understanding")
+    widths = {
+        "understanding": architecture.understanding,
+        "foresight": architecture.expert,
+        "action": architecture.expert,
+    }
+    frozen = image_tokenizer.named_parameters() if isinstance(image_tokenizer, nn.Module) else ()
     return ModelSummary(
         variant=architecture.name,
-        experts=tuple(experts),
+        experts=tuple(
+            ExpertSummary(name, architecture.layers, width.hidden, width.mlp, owners[name])
+            for name, width in widths.items()
+        ),
         query_heads=architecture.query_heads,
         key_value_heads=architecture.key_value_heads,
         head_width=architecture.head_width,
-        understanding_parts=parts,
-        foresight_head=_count(model.foresight_head),
-        action_head=_count(model.action_head),
+        understanding_parts=_sum_by(lambda name: _part(name)[1], understanding),
+        foresight_head=owners["foresight_head"],
+        action_head=owners["action_head"],
         image_tokenizer_kind=architecture.image_tokenizer.kind,
-        image_tokenizer=_count(image_tokenizer),
-        dead=dead,
+        image_tokenizer=sum(parameter.numel() for _, parameter in frozen),
+        dead=_sum_by(_dead_part, model.dead_parameters()),
         tokens={
             "understanding": len(CAMERA_SLOTS) * architecture.view_tokens + architecture.prompt_tokens,
             "foresight": len(CAMERA_SLOTS) * 2 * architecture.foresight_tokens_per_frame,
             "state": 1,
-            "actions": CHUNK_SIZE,
+            "actions": model.chunk_size,
         },
     )
 
@@ -127,5 +134,6 @@ def summarize(architecture: Architecture) -> ModelSummary:
 def _dead_part(name: str) -> str:
     """A readable group for a parameter's name."""
     if name.startswith("vision_language."):
-        return "deepstack mergers" if "deepstack" in name else name.split(".")[1]
-    return "understanding final norm" if "final_norms" in name else "last understanding layer after its keys and values"
+        return "deepstack_mergers" if "deepstack" in name else name.split(".")[1]
+    # The last layer's keys and values are read by the other experts; nothing reads what comes after them.
+    return "final_norm" if "final_norms" in name else "last_layer_outputs"
