@@ -1,0 +1,35 @@
+"""``internvla-parity FOLDER``: our numbers against golden data of the reference (also ``make parity GOLDEN=FOLDER``)."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="internvla-parity", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a golden folder, or a folder of golden folders")
+    parser.add_argument("--quiet", action="store_true", help="print failures and totals only")
+    arguments = parser.parse_args()
+
+    from lerobot_internvla.checkpoints.parity import check, lines
+    from lerobot_internvla.errors import InternVLAError
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        reports = check(arguments.folder)
+    except InternVLAError as error:
+        print(f"internvla-parity: {error}")
+        return 2
+    for report in reports:
+        print(f"\n{report.folder}")
+        for line in lines(report):
+            if not arguments.quiet or not line.endswith("  ok"):
+                print("  " + line)
+        print(f"  {len(report.rows)} tensors, {len(report.failures)} beyond tolerance, {len(report.skipped)} not in the folder")
+    return 1 if any(report.failures for report in reports) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
