@@ -12,7 +12,7 @@ ENVIRONMENT=.venv
 STAMP=$ENVIRONMENT/.set-up-from      # what the finished environment was made from
 MARKER=$ENVIRONMENT/.set-up-running  # process id of a set-up under way, or of one that was stopped
 LOG=$ENVIRONMENT/set-up.log
-# Free space for a fresh install. Measured: 5.8 GB installed on Linux, most of it torch's CUDA libraries.
+# Free space for a fresh install. Measured on Linux: 6.2 GB, most of it torch's CUDA libraries.
 case $(uname -s) in Linux) NEEDED_GB=7 ;; *) NEEDED_GB=3 ;; esac
 
 say() { printf '%s\n' "$*"; }
@@ -50,9 +50,6 @@ candidates() {
         for root in "${PYENV_ROOT:-}" "${HOME:-}/.pyenv"; do
             for binary in "$root/versions/$version".*/bin/python; do say "$binary"; done
         done
-        say "/opt/homebrew/bin/python$version"
-        say "/usr/local/bin/python$version"
-        say "/usr/bin/python$version"
     done
     on_path python3
     on_path python
@@ -76,7 +73,7 @@ import sys
 assert '%d.%d' % sys.version_info[:2] in '$SUPPORTED'.split()
 $1
 print(getattr(sys, '_base_executable', None) or sys.executable)" </dev/null 2>/dev/null && break
-    done
+    done || true
 }
 
 find_python() {
@@ -143,14 +140,14 @@ show_progress() {
     names=$(sed -n 's/^Installing collected packages: //p' "$LOG")
     if [ -n "$names" ]; then
         total=$(echo "$names" | awk -F, '{ print NF }')
-        present=$(find "$ENVIRONMENT"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l)
-        text="installing: $((present)) packages in place, $total were missing"
+        new=$(find "$ENVIRONMENT"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' -newer "$MARKER" | wc -l)
+        text="installed $((new)) of $total packages"
     else
-        text="fetching: $(grep -c '^Collecting ' "$LOG" || true) packages"
+        text="fetched $(grep -c '^Collecting ' "$LOG" || true) packages"
     fi
     if [ -t 1 ]; then
-        printf '\r  %4d s  %-70s' "$seconds" "$text"
-    elif [ $((seconds % 15)) -eq 0 ]; then
+        printf '\r  %4d s  %-40s' "$seconds" "$text"
+    elif [ "$seconds" -gt 0 ] && [ $((seconds % 15)) -eq 0 ]; then
         printf '  %4d s  %s\n' "$seconds" "$text"
     fi
 }
@@ -158,18 +155,27 @@ show_progress() {
 # -I keeps PYTHONPATH (ROS sets one) out of what pip takes for installed.
 pip_install() {
     started=$(date +%s)
+    touch "$MARKER"
+    trap interrupted HUP INT TERM
     "$python" -I -m pip install --no-input --disable-pip-version-check "$@" </dev/null >"$LOG" 2>&1 &
     pip=$!
-    trap 'kill $pip 2>/dev/null; wait $pip 2>/dev/null; echo; stop "interrupted; run again to go on."' HUP INT TERM
-    while kill -0 $pip 2>/dev/null; do
+    while kill -0 "$pip" 2>/dev/null; do
         show_progress
         sleep 1
     done
     status=0
-    wait $pip || status=$?
+    wait "$pip" || status=$?
     trap - HUP INT TERM
-    if [ -t 1 ]; then printf '\r%80s\r' ''; fi
+    if [ -t 1 ]; then printf '\r%60s\r' ''; fi
     [ $status -eq 0 ] || explain_pip
+}
+
+interrupted() {
+    # A shell's background process does not hear Ctrl-C by itself.
+    kill "$pip" 2>/dev/null || true
+    wait "$pip" 2>/dev/null || true
+    echo
+    stop "interrupted; run again to go on."
 }
 
 explain_pip() {
