@@ -13,13 +13,15 @@ Axes: n images, 3 colours, height x width pixels, channel latent channels, h x w
 
 import math
 import os
-from collections.abc import Iterable
-from typing import Any, Self, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.configuration_utils import register_to_config  # pyright: ignore[reportUnknownVariableType]
+from diffusers.configuration_utils import (
+    ConfigMixin,
+    register_to_config,  # pyright: ignore[reportUnknownVariableType]
+)
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -224,7 +226,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         channels: int = 128,
-        channels_mult: tuple[int, ...] = (2, 4, 4),
+        channels_mult: Sequence[int] = (2, 4, 4),
         num_res_blocks: int = 2,
         latent_channels: int = 16,
         z_channels: int = 16,
@@ -262,7 +264,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
         self.eval()
 
     @classmethod
-    def from_spec(cls, spec: ImageTokenizerSpec) -> Self:
+    def from_spec(cls, spec: ImageTokenizerSpec) -> "CosmosImageTokenizer":
         """Random weights at the sizes of ``spec``."""
         return cls(
             channels=spec.channels,
@@ -274,7 +276,9 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any
+    ) -> "CosmosImageTokenizer":
         """diffusers' ``from_pretrained``, from safetensors only and with nothing missing.
 
         As in diffusers, ``torch_dtype=None`` means float32; ``factory.load_image_tokenizer`` keeps the stored dtype.
@@ -291,7 +295,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
             raise InternVLAError(
                 f"The image tokenizer in {pretrained_model_name_or_path} does not fit its config.json: {error}"
             ) from error
-        tokenizer, report = cast(tuple[Self, dict[str, list[Any]]], loaded)
+        tokenizer, report = cast(tuple[CosmosImageTokenizer, dict[str, list[Any]]], loaded)
         problems = [
             f"{kind.replace('_', ' ')}: {', '.join(map(str, found))}" for kind, found in report.items() if found
         ]
@@ -305,11 +309,11 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
         tokenizer.register_to_config(_name_or_path="")  # pyright: ignore[reportUnknownMemberType]
         return tokenizer.requires_grad_(False)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def to(self, *args: Any, **kwargs: Any) -> "CosmosImageTokenizer":  # pyright: ignore[reportIncompatibleVariableOverride]
         """As ``torch.nn.Module.to``. (diffusers' warns on every cast about float32 modules; there are none here.)"""
-        return cast(Self, nn.Module.to(self, *args, **kwargs))
+        return cast(CosmosImageTokenizer, nn.Module.to(self, *args, **kwargs))
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "CosmosImageTokenizer":
         """Stay in evaluation mode: an image tokenizer defines the target and is never trained here."""
         return super().train(False)
 

@@ -12,7 +12,7 @@ half the range of the block: pixels in [-1, 1] give latents in [-1, 1], and the 
 import json
 import os
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -94,7 +94,7 @@ class HaarImageTokenizer(nn.Module):
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "HaarImageTokenizer":
         """Read a folder written by ``save_pretrained``.
 
         Raises:

@@ -4,7 +4,7 @@ Axes: n images, 3 colours (RGB), height x width pixels, channel latent channels,
 """
 
 import os
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ class ImageTokenizer(Protocol):
         """Write a folder that ``factory.load_image_tokenizer`` reads back."""
         ...
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "ImageTokenizer":
         """Move to ``device`` in place."""
         ...
 

@@ -224,7 +224,7 @@ class _Tree:
                 _expect(stack[-1], _Object).attributes = _dict(state)
             case "REDUCE":
                 arguments, name = stack.pop(), stack.pop()
-                stack.append(_reduce(name, _tuple(arguments))))
+                stack.append(_reduce(name, _tuple(arguments)))
             case _:
                 raise _Unreadable(f"it uses the pickle instruction {opcode}, which TorchScript does not write")
 
