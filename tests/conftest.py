@@ -67,3 +67,11 @@ def weights(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.fail(f"--weights={folder} is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session", params=["a1_3b_tiny", "a1_2b_tiny"])
+def golden_model(request: pytest.FixtureRequest, goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete golden model folder of the reference: 3B (Qwen3-VL) and 2B (InternVL3), weights included."""
+    from golden_models import complete_folder
+
+    return complete_folder(goldens / request.param, tmp_path_factory.mktemp("golden") / request.param)
