@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "setup_environment.sh"
-TOOLS = "awk cat cksum cp cut date df dirname find grep mkdir rm rmdir sed sh sleep tail touch uname wc".split()
+TOOLS = ["awk", "cat", "cksum", "cp", "cut", "date", "df", "dirname", "find", "grep", "mkdir", "rm", "rmdir"]
+TOOLS += ["sed", "sh", "sleep", "tail", "touch", "uname", "wc"]
 
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
