@@ -1,7 +1,7 @@
 """`make setup` finds Python, resumes, repairs a stopped run, and says in one sentence what is missing.
 
-The script runs in a made-up checkout with a made-up PATH. The Python in it is a small shell script: it answers questions
-through the real interpreter, and only pretends to make environments and to install packages, so a run takes a second.
+The script runs in a made-up checkout with a made-up PATH. The Python in it is a small shell script: it answers
+questions through the real interpreter, and only pretends to make environments and to install packages.
 """
 
 import os
@@ -29,7 +29,7 @@ case "$*" in
         echo "pip $*" >> "$CALLS"
         case "${FAKE_PIP:-works}" in
             hangs) sleep 60 ;;
-            no-network) echo "WARNING: Retrying after NewConnectionError"; echo "ERROR: No matching distribution"; exit 1 ;;
+            no-network) echo "WARNING: NewConnectionError"; echo "ERROR: No matching distribution"; exit 1 ;;
             disk-full) echo "ERROR: Could not install packages: [Errno 28] No space left on device"; exit 1 ;;
             other) echo "ERROR: the moon is in the wrong place"; exit 1 ;;
         esac
@@ -206,7 +206,9 @@ def test_missing_pieces_are_named(checkout: Checkout) -> None:
     assert_one_plain_sentence(checkout.set_up(FAKE_PIP="disk-full"), "disk is full")
     assert_one_plain_sentence(checkout.set_up(FAKE_PIP="other"), "the moon is in the wrong place")
     shutil.rmtree(checkout.root / ".venv")
-    checkout.add_program("df", "#!/bin/sh\necho 'Filesystem 1024-blocks Used Available'\necho '/dev/disk 9 9 1000001 1% /'\n")
+    checkout.add_program(
+        "df", "#!/bin/sh\necho 'Filesystem 1024-blocks Used Available'\necho '/dev/disk 9 9 1000001 1% /'\n"
+    )
     assert_one_plain_sentence(checkout.set_up(), "1 GB are free here")
 
 
