@@ -77,8 +77,10 @@ def test_unused_cameras_are_named(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_two_claimants_are_refused_whatever_their_order() -> None:
     for keys in (features("laptop", "phone", "wrist"), features("phone", "laptop", "wrist")):
-        with pytest.raises(InternVLAError, match=f"{keys[0]} and {keys[1]} could each be 'head'"):
+        with pytest.raises(InternVLAError, match=f"{keys[0]} and {keys[1]} could each be 'head'") as caught:
             resolve_camera_slots(keys)
+        # The suggested flag decides the wrist, which is clear, and leaves the head to the reader.
+        assert '{"head": "observation.images.<...>", "left_wrist": "observation.images.wrist"}' in str(caught.value)
 
 
 def test_an_unknown_name_is_refused_while_it_could_fill_a_free_slot() -> None:

@@ -193,9 +193,7 @@ def _bytes(frames: Frames) -> int:
 def _as_uint8(frames: Tensor) -> Tensor:
     if frames.dtype == torch.uint8:
         return frames.detach().clone()
-    # Half precision is widened first: its own product would round twice.
-    wide = frames.detach().to(torch.promote_types(frames.dtype, torch.float32))
-    return (wide * 255).round().clamp(0, 255).to(torch.uint8)
+    return (frames.detach() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_values(frames: Frames) -> None:
