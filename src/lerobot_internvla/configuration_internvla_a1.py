@@ -112,6 +112,10 @@ class InternVLAA1Config(PreTrainedConfig):
     time_sampling_scale: float = 0.999
     time_sampling_offset: float = 0.001
 
+    # Draws of noise and time per training sample. The observation is processed once, so further draws cost only the
+    # action block; 1 in the paper. Worth raising for small models and small batches.
+    flow_draws: int = 1
+
     # Optimizer and schedule (paper Table 2, post-training; "constant" is its pre-training schedule).
     optimizer_lr: float = 5e-5
     optimizer_betas: tuple[float, float] = (0.9, 0.95)
@@ -142,7 +146,7 @@ class InternVLAA1Config(PreTrainedConfig):
             for name, choices in _CHOICES.items()
             if getattr(self, name) not in choices
         ]
-        for name in ("chunk_size", "n_action_steps", "num_inference_steps", "foresight_interval"):
+        for name in ("chunk_size", "n_action_steps", "num_inference_steps", "foresight_interval", "flow_draws"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: must be at least 1")
         if self.n_action_steps > self.chunk_size:

@@ -470,7 +470,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         targets = self._targets(batch, cameras, views)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         noise, time = draw_noise_and_time(
-            tuple(targets.actions.shape),
+            (targets.actions.shape[0] * config.flow_draws, *targets.actions.shape[1:]),
             alpha=config.time_sampling_beta_alpha,
             beta=config.time_sampling_beta_beta,
             scale=config.time_sampling_scale,

@@ -43,10 +43,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The training forward pass, before any loss."""
+    """The training forward pass, before any loss. ``draw`` is batch x (noise and time draws per sample)."""
 
-    velocity: Float[Tensor, "batch chunk action"]
-    target_velocity: Float[Tensor, "batch chunk action"]
+    velocity: Float[Tensor, "draw chunk action"]
+    target_velocity: Float[Tensor, "draw chunk action"]
     """noise - actions: time runs from 1 (noise) to 0 (data)."""
     future_latents: Float[Tensor, "batch view channel latent_height latent_width"] | None
     target_future_latents: Float[Tensor, "batch view channel latent_height latent_width"] | None

@@ -228,8 +228,8 @@ class InternVLAA1(nn.Module):
 
         Args:
             observation, targets: one batch.
-            noise: [B, K, A] standard normal.
-            time: [B] flow time in (0, 1].
+            noise: [B x draws, K, A] standard normal; the draws of one sample follow each other.
+            time: [B x draws] flow time in (0, 1].
             trace: receives intermediate tensors by name (parity checks); then every block is computed to the end.
         """
         latents = target_latents = None
@@ -239,13 +239,22 @@ class InternVLAA1(nn.Module):
             latents, target_latents = self.encode_frames(frames).split([observation.images.shape[2], 1], dim=2)
             target_latents = target_latents[:, :, 0]
         context = self.embed(observation, latents)
-        actions = noisy_actions(targets.actions, noise, time)
-        hidden = [*context.hidden, self.action_head.embed_actions(actions, time)]
-        blocks = [*context.blocks, self._action_block(context)]
+        draws = noise.shape[0] // observation.state.shape[0]
+        clean = targets.actions.repeat_interleave(draws, dim=0)
+        actions = noisy_actions(clean, noise, time)
+        action_hidden = self.action_head.embed_actions(actions, time)
         # Only foresight and actions are read out.
-        needs_output = [trace is not None or block.name in ("foresight", "actions") for block in blocks]
+        needs_output = [trace is not None or block.name == "foresight" for block in context.blocks]
         layers: list[list[Tensor]] | None = [] if trace is not None else None
-        out, cache = self.mixture(hidden, blocks, needs_output=needs_output, trace=layers)
+        if draws == 1:
+            hidden, blocks = [*context.hidden, action_hidden], [*context.blocks, self._action_block(context)]
+            out, cache = self.mixture(hidden, blocks, needs_output=[*needs_output, True], trace=layers)
+        else:
+            # Nothing before the actions depends on them: one pass over the observation serves all draws.
+            out, cache = self.mixture(context.hidden, context.blocks, needs_output=needs_output)
+            past = [(k.repeat_interleave(draws, dim=0), v.repeat_interleave(draws, dim=0)) for k, v in cache]
+            out += self.mixture([action_hidden], [self._action_block(context).repeated(draws)], past=past)[0]
+            hidden, blocks = [*context.hidden, action_hidden], [*context.blocks, self._action_block(context)]
         by_name = {block.name: h for block, h in zip(blocks, out, strict=True)}
         future = (
             self.foresight_head.read_out(by_name["foresight"], observation.images.shape[1])
@@ -257,7 +266,7 @@ class InternVLAA1(nn.Module):
             trace |= {"context": context, "noisy_actions": actions}
         return Prediction(
             velocity=self.action_head.read_out(by_name["actions"]),
-            target_velocity=target_velocity(targets.actions, noise),
+            target_velocity=target_velocity(clean, noise),
             future_latents=future,
             target_future_latents=target_latents,
         )

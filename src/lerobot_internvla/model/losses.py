@@ -57,6 +57,8 @@ def compute_losses(
     """
     action_error = (prediction.target_velocity - prediction.velocity).float().square()
     action_valid = torch.ones_like(targets.action_is_valid) if reference else targets.action_is_valid
+    # Several draws of noise and time per sample are averaged: the mask is the same for all of them.
+    action_error = action_error.unflatten(0, (action_valid.shape[0], -1)).mean(dim=1)
     action, action_each, action_elements = _masked_mean(action_error, action_valid)
 
     if prediction.future_latents is None or prediction.target_future_latents is None:

@@ -43,6 +43,11 @@ class Block:
     def expert(self) -> str:
         return EXPERT_OF_BLOCK[self.name]
 
+    def repeated(self, times: int) -> "Block":
+        """The same block for a batch in which every sample stands ``times`` times in a row."""
+        cos, sin, visible = (t.repeat_interleave(times, dim=0) for t in (self.cos, self.sin, self.visible_keys))
+        return Block(self.name, cos, sin, visible)
+
 
 def explain(blocks: tuple[str, ...] = BLOCKS) -> str:
     """A table of who (row) attends to whom (column), for docs, logs and the curious.
