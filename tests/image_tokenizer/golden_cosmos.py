@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from golden_models import draw_weights
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.image_tokenizer.spec import ImageTokenizerSpec
 
@@ -41,28 +41,8 @@ def outputs() -> dict[str, Tensor]:
 
 @functools.cache
 def weights() -> dict[str, Tensor]:
-    """The reference's weights. They were drawn at random, so the shipped subset holds the recipe instead of 5 MB."""
-    stored = FOLDER / "model.safetensors"
-    if stored.is_file():
-        return load_file(stored)
-    recipe = config()["weights"]
-    generator = torch.Generator().manual_seed(recipe["seed"])
-    drawn: dict[str, Tensor] = {}
-    for name, shape in sorted(recipe["shapes"].items()):
-        noise = torch.randn(shape, generator=generator)
-        is_bias = name.endswith("bias")
-        if "norm" in name:
-            drawn[name] = 0.3 * noise if is_bias else 1 + 0.3 * noise
-        elif is_bias:
-            drawn[name] = 0.25 * noise
-        else:
-            drawn[name] = noise * min(max(1.5 / math.sqrt(math.prod(shape[1:])), 0.02), 0.5)
-    first_values = torch.stack([drawn[name].flatten()[0] for name in sorted(drawn)])
-    torch.testing.assert_close(
-        first_values, outputs()["weights_probe"], rtol=1e-5, atol=1e-6,
-        msg="torch's CPU generator draws other numbers than it did for the reference: the recipe no longer holds",
-    )  # fmt: skip
-    return drawn
+    """The reference's weights, drawn again from its seed."""
+    return draw_weights(config()["weights"])
 
 
 def golden_tokenizer(dtype: torch.dtype = torch.float32) -> CosmosImageTokenizer:

@@ -108,9 +108,7 @@ def test_bad_images_and_latents_are_named():
     with pytest.raises(InternVLAError, match=r"expected \[n, 48, h, w\]"):
         tokenizer.decode(torch.zeros(1, 16, 8, 8))
     # Outside of tests nothing checks the annotations, so the messages are ours.
-    with pytest.raises(
-        InternVLAError, match=r"uint8 is not floating point: convert to .*flatten view and time"
-    ):
+    with pytest.raises(InternVLAError, match=r"uint8 is not floating point: convert to .*flatten view and time"):
         require_images(torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8), 4)
     with pytest.raises(InternVLAError, match=r"int64 is not floating point.*expected \[n, 48, h, w\]"):
         require_latents(torch.zeros(48, 8, 8, dtype=torch.int64), 48)

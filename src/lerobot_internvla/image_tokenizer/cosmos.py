@@ -14,6 +14,7 @@ Axes: n images, 3 colours, height x width pixels, channel latent channels, h x w
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -324,7 +325,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
             InternVLAError: not floating point, not [n, 3, height, width], or not multiples of ``compression``.
         """
         require_images(images, self.compression)
-        with torch.autocast(images.device.type, enabled=False):
+        with _no_autocast(images.device.type):
             latents = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
         return latents.to(images.dtype).contiguous()
 
@@ -335,9 +336,14 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
             InternVLAError: not floating point or not [n, latent_channels, h, w].
         """
         require_latents(latents, self.latent_channels)
-        with torch.autocast(latents.device.type, enabled=False):
+        with _no_autocast(latents.device.type):
             images = self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
         return images.to(latents.dtype).contiguous()
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Training under autocast must not choose the dtype of the target. (The meta device knows no autocast.)"""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _halvings(channels: int, widths: tuple[int, ...], patch_size: int, spatial_compression: int) -> int:
