@@ -23,8 +23,9 @@ stop() {
 
 # --- Nothing to do? ---------------------------------------------------------------------------------------------------
 
-checksum=$(cat requirements.lock pyproject.toml tools/setup_environment.sh | cksum)
-wanted="$checksum
+lock=$(cksum <requirements.lock)
+wanted="$lock
+$(cat pyproject.toml tools/setup_environment.sh | cksum)
 $(pwd)"
 made_from=
 if [ -f "$STAMP" ]; then made_from=$(cat "$STAMP"); fi
@@ -143,7 +144,7 @@ show_progress() {
         new=$(find "$ENVIRONMENT"/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' -newer "$MARKER" | wc -l)
         text="installed $((new)) of $total packages"
     else
-        text="fetched $(grep -c '^Collecting ' "$LOG" || true) packages"
+        text="collected $(grep -cE '^(Collecting|Requirement already satisfied)' "$LOG" || true) packages"
     fi
     if [ -t 1 ]; then
         printf '\r  %4d s  %-40s' "$seconds" "$text"
@@ -191,8 +192,10 @@ explain_pip() {
     stop "pip failed: $(grep -E '^ *(ERROR|error)' "$LOG" | tail -n 1 | cut -c 1-300) ($LOG has the rest)."
 }
 
-say "Installing the packages of requirements.lock (a few minutes the first time)."
-pip_install -r requirements.lock
+if [ "$(printf '%s\n' "$made_from" | head -n 1)" != "$lock" ] || [ $fresh = yes ]; then
+    say "Installing the packages of requirements.lock (a few minutes the first time)."
+    pip_install -r requirements.lock
+fi
 pip_install --no-deps --no-build-isolation -e .
 printf '%s\n' "$wanted" >"$STAMP"
 rm -f "$MARKER"

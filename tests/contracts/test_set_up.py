@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "setup_environment.sh"
-TOOLS = ["awk", "cat", "cksum", "cp", "cut", "date", "df", "dirname", "find", "grep", "mkdir", "rm", "rmdir"]
+TOOLS = ["awk", "cat", "cksum", "cp", "cut", "date", "df", "dirname", "find", "grep", "head", "mkdir", "rm", "rmdir"]
 TOOLS += ["sed", "sh", "sleep", "tail", "touch", "uname", "wc"]
 
 FAKE_PYTHON = """#!/bin/sh
@@ -125,6 +125,9 @@ def test_a_changed_lock_installs_again_into_the_same_environment(checkout: Check
     (checkout.root / "requirements.lock").write_text("torch==2.11.1\n")
     assert checkout.set_up()[0] == 0
     assert checkout.installs() == 2
+    (checkout.root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert checkout.set_up()[0] == 0
+    assert checkout.installs() == 1  # the project alone
     assert kept.exists()
 
 
