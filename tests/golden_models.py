@@ -33,7 +33,9 @@ def draw_weights(recipe: dict) -> dict[str, Tensor]:
             fan_in = shape[0] if kind == "ConvTranspose2d" else math.prod(shape[1:])
             drawn = noise * min(max(1.5 / math.sqrt(fan_in), 0.02), 0.5)
         found = float(drawn.flatten()[-1])
-        assert abs(found - last) < 1e-5, f"{name}: torch draws {found}, the reference had {last}; the recipe no longer holds"
+        assert abs(found - last) < 1e-5, (
+            f"{name}: torch draws {found}, the reference had {last}; the recipe no longer holds"
+        )
         weights[name] = drawn
     return weights
 

@@ -53,7 +53,7 @@ class InternVLAA1Config(PreTrainedConfig):
     foresight_interval: int = 15
     # The same interval in seconds; needs fps, and overrides foresight_interval.
     foresight_interval_s: float | None = None
-    # Frames per second of dataset and robot. Filled from the dataset in training; needed only with foresight_interval_s.
+    # Frames per second of dataset and robot. Filled in from the dataset; needed only with foresight_interval_s.
     fps: float | None = None
     # Weight of the foresight loss beside the action loss.
     lambda_gen: float = 0.01
@@ -161,7 +161,9 @@ class InternVLAA1Config(PreTrainedConfig):
             if self.save_predicted_video:
                 problems.append("save_predicted_video=true needs use_foresight=true: nothing is imagined without it")
             if self.freeze_foresight:
-                problems.append("freeze_foresight=true with use_foresight=false: there is no generation expert to freeze")
+                problems.append(
+                    "freeze_foresight=true with use_foresight=false: there is no generation expert to freeze"
+                )
         if self.train_expert_only and self.train_vlm_only:
             problems.append("train_expert_only and train_vlm_only exclude each other: together they freeze everything")
         elif not self.trained_experts:

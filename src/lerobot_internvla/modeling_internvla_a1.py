@@ -5,8 +5,8 @@
              state at now, normalised          |                   -> absolute actions  (select_action)
              actions, encoded -> Targets      /
 
-This is the only file that knows LeRobot's keys. Statistics are buffers of ``action_space``, so they travel with the weights;
-actions enter and leave in robot units, absolute, on every path (docs/architecture.md).
+This is the only file that knows LeRobot's keys. Statistics are buffers of ``action_space``, so they travel with the
+weights; actions enter and leave in robot units, absolute, on every path (docs/architecture.md).
 """
 
 # No `from __future__ import annotations` here: LeRobot reads the annotation of __init__'s config as a class.
@@ -62,6 +62,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
     config_class = InternVLAA1Config
     name = "internvla_a1"
+    config: InternVLAA1Config
     _fsdp_wrap_modules: ClassVar[list[str]] = ["JointLayer"]
     _no_split_modules: ClassVar[list[str]] = ["JointLayer"]
 
@@ -98,6 +99,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             image_tokenizer=tokenizer,
         )
         self.prompt_builder = PromptBuilder(self._load_text_tokenizer(checkpoint_folder), architecture.prompt_tokens)
+        self._content_masks: dict[tuple[int, int], Tensor] = {}
         if checkpoint_folder is None:
             load_base_models(self.model, config.base_model, config.expert_warm_start)
             self._adopt_statistics(dataset_stats, dataset_meta)
@@ -107,7 +109,6 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if config.compile_model:
             self.model.sample_actions = torch.compile(self.model.sample_actions, mode=config.compile_mode)
 
-        self._content_masks: dict[tuple[int, int], Tensor] = {}
         self._told_no_history = False
         self.last_predicted_latents: Tensor | None = None
         self.reset()
@@ -259,7 +260,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ checkpoints
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Config and weights as LeRobot writes them, and beside them what else loading needs, so that the folder is whole."""
+        """Config and weights as LeRobot writes them, and beside them the tokenizers, so that the folder is whole."""
         super()._save_pretrained(save_directory, state_dict=state_dict)
         self.prompt_builder.tokenizer.save_pretrained(save_directory / TEXT_TOKENIZER_FOLDER)
         if self.config.use_foresight:
@@ -351,7 +352,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             cameras = sorted(k for k in batch if k.startswith("observation.image") and not k.endswith("_is_pad"))
             raise InternVLAError(
                 f"Missing cameras: {', '.join(missing)}. The batch holds: {', '.join(cameras) or 'none'}. The policy expects "
-                f"{self.camera_slots}; rename with --rename_map='{{\"<theirs>\": \"{missing[0]}\"}}'."
+                f'{self.camera_slots}; rename with --rename_map=\'{{"<theirs>": "{missing[0]}"}}\'.'
             )
         return {slot: batch[key] for slot, key in self.camera_slots.items()}
 
@@ -365,7 +366,15 @@ class InternVLAA1Policy(PreTrainedPolicy):
         device = views.device
         batch_size, n_views = views.shape[:2]
         tasks = batch.get("task", [""] * batch_size)
-        prompt_ids, prompt_is_valid = self.prompt_builder([tasks] * batch_size if isinstance(tasks, str) else list(tasks))
+        prompt_ids, prompt_is_valid = self.prompt_builder(
+            [tasks] * batch_size if isinstance(tasks, str) else list(tasks)
+        )
+        vocabulary = self.config.architecture.vocabulary
+        if int(prompt_ids.max()) >= vocabulary:  # still on the CPU: no synchronisation
+            raise InternVLAError(
+                f"The text tokenizer produced id {int(prompt_ids.max())}, but the model knows {vocabulary} ids. "
+                f"policy.text_tokenizer={self.config.text_tokenizer!r} does not belong to variant {self.config.variant!r}."
+            )
         present = batch.get(CAMERA_IS_PRESENT)
         if present is None:
             present = torch.ones(batch_size, n_views, dtype=torch.bool, device=device)
@@ -379,7 +388,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
     def _targets(self, batch: dict[str, Any], cameras: dict[str, Tensor], views: Tensor) -> Targets:
         config = self.config
-        batch_size, n_views = views.shape[:2]
+        batch_size = views.shape[0]
         dims = self.action_space.action_dim_is_valid
         if ACTION in batch:
             actions = batch[ACTION]
@@ -402,7 +411,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
             future_is_valid = torch.stack(
                 [torch.ones_like(steps[:, 0]) if pad is None else ~pad.to(views.device) for pad in pads], dim=1
             )
-            masks = [self._content_mask(frames.shape[-2], frames.shape[-1]).to(views.device) for frames in cameras.values()]
+            masks = [
+                self._content_mask(frames.shape[-2], frames.shape[-1]).to(views.device) for frames in cameras.values()
+            ]
             content = torch.stack(masks)[None].expand(batch_size, -1, -1, -1)
         return Targets(
             actions=encoded,
@@ -416,7 +427,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
     def _future_is_pad(batch: dict[str, Any], key: str) -> Tensor | None:
         """Whether the future frame was clamped at the episode's end, [B].
 
-        All features share the same offsets, and LeRobot 0.6.1 renames a camera without its mask, so any frame mask serves.
+        All features share the same offsets, and LeRobot 0.6.1 renames a camera without its mask, so any frame mask
+        serves.
         """
         names = [f"{key}_is_pad", *sorted(k for k in batch if k.startswith("observation.") and k.endswith("_is_pad"))]
         for name in names:
@@ -438,7 +450,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ train
 
     def _autocast(self) -> torch.autocast:
-        """bfloat16 computation over float32 weights when ``config.dtype`` asks for it; harmless inside another autocast."""
+        """bfloat16 over float32 weights when ``config.dtype`` asks for it; harmless inside another autocast."""
         device = next(self.parameters()).device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
 
@@ -576,7 +588,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 actions = self._sample(batch, prefill, noise)
                 if self.config.save_predicted_video:
                     # [B, V * C, 1, h, w]: LeRobot concatenates the chunks of an episode along dim 2.
-                    self.last_predicted_latents = self.model.predict_foresight(prefill).float().flatten(1, 2)[:, :, None]
+                    self.last_predicted_latents = (
+                        self.model.predict_foresight(prefill).float().flatten(1, 2)[:, :, None]
+                    )
             self._action_queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
         return self._action_queue.popleft()
 

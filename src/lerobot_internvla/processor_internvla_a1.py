@@ -17,7 +17,9 @@ from .configuration_internvla_a1 import InternVLAA1Config
 
 def make_internvla_a1_pre_post_processors(
     config: InternVLAA1Config, dataset_stats: dict[str, dict[str, torch.Tensor]] | None = None
-) -> tuple[PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]]:
+) -> tuple[
+    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
+]:
     """Pre- and post-processors, found by LeRobot's factory through the name of this function."""
     config.input_features = config.input_features or {}
     config.output_features = config.output_features or {}

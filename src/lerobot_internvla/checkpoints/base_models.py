@@ -1,6 +1,7 @@
 """Starting points for training from scratch: the base vision-language model and the experts' text model.
 
-Only called when no checkpoint follows. Both are read by transformers itself, from the Hub or a folder, and copied by name.
+Only called when no checkpoint follows. Both are read by transformers itself, from the Hub or a folder, and copied by
+name.
 """
 
 import logging
@@ -53,7 +54,7 @@ def _read(name: str, field: str, *, image_text: bool) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise InternVLAError(
             f"policy.{field}={name!r} could not be loaded: {error}. Pass a Hub id or a local folder, "
-            f"--policy.{field}=null for random weights, or fine-tune a checkpoint with --policy.path=<folder or Hub id>."
+            f"--policy.{field}=null for random weights, or fine-tune a checkpoint: --policy.path=<folder or Hub id>."
         ) from error
 
 

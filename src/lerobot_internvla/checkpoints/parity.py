@@ -3,7 +3,8 @@
 A golden folder holds small random-weight models of the reference with inputs, intermediate tensors, outputs and
 gradients. ``check`` runs our model on the same inputs and reports the error of every tensor beside its tolerance; the
 tests and ``make parity GOLDEN=<folder>`` are the same code. Errors are max |ours - golden| / max |golden| over the
-entries that mean something (rows of masked tokens do not). Missing tensors are skipped and counted, never assumed equal.
+entries that mean something (rows of masked tokens do not). Missing tensors are skipped and counted, never assumed
+equal.
 """
 
 import json
@@ -54,7 +55,9 @@ class Report:
         """Rows beyond their tolerance (NaN counts as beyond)."""
         return [row for row in self.rows if not row[1] <= row[2]]
 
-    def compare(self, name: str, ours: Tensor, golden: Tensor | None, tolerance: float, valid: Tensor | None = None) -> None:
+    def compare(
+        self, name: str, ours: Tensor, golden: Tensor | None, tolerance: float, valid: Tensor | None = None
+    ) -> None:
         """Add one row; ``valid`` selects the leading-axes entries that mean something."""
         if golden is None:
             self.skipped.append(name)
@@ -166,13 +169,18 @@ def _check_training(
     present = observation.camera_is_present
     context = trace["context"]
     lengths = [h.shape[1] for h in trace["hidden"]]
-    understanding, foresight, state, _ = torch.cat([context.valid, torch.ones(len(present), lengths[3]).bool()], 1).split(lengths, 1)
+    understanding, foresight, _, _ = torch.cat(
+        [context.valid, torch.ones(len(present), lengths[3]).bool()], 1
+    ).split(lengths, 1)
     suffix = torch.ones(len(present), lengths[2] + lengths[3], dtype=torch.bool)
 
     image_tokens = model.vision_language.encode_images(observation.images[:, :, -1].flatten(0, 1))
     image_tokens = image_tokens.unflatten(0, present.shape)
     if "input_ids" in inputs:
-        patches = qwen_patches(qwen_pixels(observation.images[:, :, -1].flatten(0, 1), architecture.vision.image_size), architecture.vision.patch_size)
+        patches = qwen_patches(
+            qwen_pixels(observation.images[:, :, -1].flatten(0, 1), architecture.vision.image_size),
+            architecture.vision.patch_size,
+        )
         patches = patches.unflatten(0, (*present.shape, -1))
         pixel_values = inputs.get("pixel_values")
         if pixel_values is not None:
@@ -217,10 +225,16 @@ def _check_training(
     report.compare("x_t", trace["noisy_actions"], get("x_t"), 1e-6)
     report.compare("u_t", prediction.target_velocity, get("u_t"), 1e-6)
     report.compare("v_t", prediction.velocity, get("v_t"), INTERMEDIATE)
-    report.compare("loss_action", (prediction.target_velocity - prediction.velocity).square(), get("loss_action"), LOSS_ENTRIES)
+    report.compare(
+        "loss_action", (prediction.target_velocity - prediction.velocity).square(), get("loss_action"), LOSS_ENTRIES
+    )
     report.compare("cosmos_features_past_now", trace["latents"], get("cosmos_features_past_now"), INTERMEDIATE)
-    report.compare("cosmos_features_future", prediction.target_future_latents, get("cosmos_features_future"), INTERMEDIATE)
-    report.compare("pred_cosmos_features", prediction.future_latents, get("pred_cosmos_features"), INTERMEDIATE, present)
+    report.compare(
+        "cosmos_features_future", prediction.target_future_latents, get("cosmos_features_future"), INTERMEDIATE
+    )
+    report.compare(
+        "pred_cosmos_features", prediction.future_latents, get("pred_cosmos_features"), INTERMEDIATE, present
+    )
     losses = compute_losses(prediction, targets, present, lambda_gen=settings["lambda_gen"], reference=True)
     report.compare("loss_gen", losses.foresight, get("loss_gen"), INTERMEDIATE)
 
@@ -275,7 +289,9 @@ def _check_gradients(
             continue
         norm = gradient.norm() if gradient is not None else torch.tensor(float("nan"))
         # Norms are stored with 8 digits; tiny ones carry the rounding of the whole backward pass.
-        report.rows.append((f"|grad| {theirs}", abs(float(norm) - norms[theirs]) / max(norms[theirs], 1e-3 * largest), 1e-4))
+        report.rows.append(
+            (f"|grad| {theirs}", abs(float(norm) - norms[theirs]) / max(norms[theirs], 1e-3 * largest), 1e-4)
+        )
         if theirs in full and gradient is not None:
             scale = max(float(full[theirs].abs().max()), 1e-4 * largest)
             report.rows.append((f"grad {theirs}", float((gradient - full[theirs]).abs().max()) / scale, 1e-4))
@@ -309,7 +325,9 @@ def _check_inference(
     count = model.architecture.rope_sections is not None
     _, start = understanding_positions(model.architecture, present, observation.prompt_is_valid)
     middle = following_positions(start, foresight, count_padding=count)
-    suffix = following_positions(context.next_position - 1, torch.ones(len(present), 1 + noise.shape[1], dtype=torch.bool))
+    suffix = following_positions(
+        context.next_position - 1, torch.ones(len(present), 1 + noise.shape[1], dtype=torch.bool)
+    )
     for name, ours, valid in (("middle", middle, foresight), ("suffix", suffix, None)):
         expected = get(f"infer.{name}_position_ids")
         if expected is not None and expected.ndim == 3:
@@ -317,7 +335,12 @@ def _check_inference(
         report.compare(f"infer.{name}_position_ids", ours, expected, EXACT, valid)
 
     for steps, tolerance in ((4, SAMPLED), (10, SAMPLED)):
-        report.compare(f"sample_actions_{steps}", model.sample_actions(prefill, noise, steps), get(f"sample_actions_{steps}"), tolerance)
+        report.compare(
+            f"sample_actions_{steps}",
+            model.sample_actions(prefill, noise, steps),
+            get(f"sample_actions_{steps}"),
+            tolerance,
+        )
     step = 0
     while f"infer.step{step}.x_t" in golden:
         name = f"infer.step{step}"
@@ -336,7 +359,9 @@ def _check_images(report: Report, model: InternVLAA1, observation: Observation, 
     prefill = model.prefill(observation, with_foresight=True, reference_positions=True)
     latents = model.predict_foresight(prefill)
     images = model.image_tokenizer.decode(latents.flatten(0, 1)).unflatten(0, present.shape)
-    report.compare("recon_images.strided4", images[..., ::4, ::4], golden.get("recon_images.strided4"), INTERMEDIATE, present)
+    report.compare(
+        "recon_images.strided4", images[..., ::4, ::4], golden.get("recon_images.strided4"), INTERMEDIATE, present
+    )
     report.compare("recon_images.b0v0", images[0, 0], golden.get("recon_images.b0v0"), INTERMEDIATE)
 
 
@@ -368,14 +393,26 @@ def check_image_tokenizer(folder: Path) -> Report:
 
     report = Report(str(folder))
     kwargs = json.loads((folder / "config.json").read_text())["kwargs"]
-    accepted = ("channels", "channels_mult", "num_res_blocks", "latent_channels", "z_channels", "patch_size", "spatial_compression")
-    tokenizer = CosmosImageTokenizer(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items() if k in accepted})
+    accepted = (
+        "channels",
+        "channels_mult",
+        "num_res_blocks",
+        "latent_channels",
+        "z_channels",
+        "patch_size",
+        "spatial_compression",
+    )
+    tokenizer = CosmosImageTokenizer(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items() if k in accepted}
+    )
     tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
     inputs, golden = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
     for name, images in inputs.items():
         latents = tokenizer.encode(images)
         report.compare(f"latent.{name}", latents, golden.get(f"latent.{name}"), INTERMEDIATE)
-        report.compare(f"reconstruction.{name}", tokenizer.decode(latents), golden.get(f"reconstruction.{name}"), INTERMEDIATE)
+        report.compare(
+            f"reconstruction.{name}", tokenizer.decode(latents), golden.get(f"reconstruction.{name}"), INTERMEDIATE
+        )
     return report
 
 
@@ -408,9 +445,10 @@ def check_preprocessing(folder: Path) -> Report:
             report.skipped.append(f"resize_with_pad {index}")
             continue
         ours = letterbox(frames, tuple(case["target"]))
-        report.compare(f"resize_with_pad {index} output", ours, resize.get(f"{index}.output", ours), 1e-6)
-        if f"{index}.output_strided3" in resize:
-            report.compare(f"resize_with_pad {index} strided", ours[..., ::3, ::3], resize[f"{index}.output_strided3"], 1e-6)
+        whole, strided = (resize.get(f"{index}.{name}") for name in ("output", "output_strided3"))
+        if whole is None:
+            ours, whole = ours[..., ::3, ::3], strided
+        report.compare(f"resize_with_pad {index}", ours, whole, 1e-6)
     processor = _optional(folder / "image_processor.safetensors")
     for case in described.get("image_processor", {}).get("cases", []):
         frames, settings = processor.get(f"{case['name']}.input_u8"), case["settings"]

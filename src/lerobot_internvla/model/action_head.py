@@ -1,6 +1,6 @@
 """State and noisy actions into tokens, and velocities out of them (paper section "Action expert")."""
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
 from torch import Tensor, nn
 
@@ -50,5 +50,3 @@ class ActionHead(nn.Module):
     def read_out(self, hidden: Tensor) -> Tensor:
         """Velocity [B, K, A], float32, of the action block's last hidden states."""
         return self.action_out_proj(hidden.to(self.action_out_proj.weight.dtype)).float()
-
-

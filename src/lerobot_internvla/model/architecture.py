@@ -152,9 +152,15 @@ VARIANTS: dict[str, Architecture] = {
         head_width=128,
         vocabulary=151936,
         vision=VisionTower(
-            depth=24, hidden=1024, mlp=4096, heads=16, patch_size=16,
+            depth=24,
+            hidden=1024,
+            mlp=4096,
+            heads=16,
+            patch_size=16,
             # The released image processor upsamples 224 to 256 (shortest_edge 65536): 64 tokens, not 49.
-            image_size=(256, 256), position_embeddings=2304, deepstack_layers=(5, 11, 17),
+            image_size=(256, 256),
+            position_embeddings=2304,
+            deepstack_layers=(5, 11, 17),
         ),
         image_tokenizer=ImageTokenizerSpec("cosmos_ci8x8", (256, 256), latent_channels=16, compression=8),
         rope_theta=5_000_000.0,
@@ -244,7 +250,9 @@ def build_architecture(variant: str, overrides: dict[str, Any] | None = None) ->
         )
     for axis, latent in zip(("height", "width"), architecture.image_tokenizer.latent_size, strict=True):
         if latent % architecture.foresight_stride:
-            problems.append(f"latent {axis} {latent} is not a multiple of foresight_stride {architecture.foresight_stride}")
+            problems.append(
+                f"latent {axis} {latent} is not a multiple of foresight_stride {architecture.foresight_stride}"
+            )
     for axis, pixels in zip(("height", "width"), architecture.vision.image_size, strict=True):
         if pixels % (2 * architecture.vision.patch_size):
             problems.append(

@@ -5,7 +5,7 @@ time, row, column). Out: the two frames' tokens are averaged, upsampled and proj
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import Architecture
@@ -31,8 +31,8 @@ class ForesightHead(nn.Module):
     def embed(self, latents: Tensor) -> Tensor:
         """Tokens [B, V x T x rows x columns, D] of latents [B, V, T, C, h, w].
 
-        Nothing non-linear stands between the 1x1 projection and the strided convolution, so their kernels are multiplied
-        first: the same function and the same gradients, without a [h, w] map of full width.
+        Nothing non-linear stands between the 1x1 projection and the strided convolution, so their kernels are
+        multiplied first: the same function and the same gradients, without a [h, w] map of full width.
         """
         weight = torch.einsum("odij,dc->ocij", self.downsample.weight, self.in_proj.weight[:, :, 0, 0])
         bias = self.downsample.bias

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lerobot_internvla.errors import InternVLAError
@@ -84,7 +84,9 @@ class InternVLAA1(nn.Module):
         self.architecture = architecture
         self.use_foresight = use_foresight
         self.chunk_size = chunk_size
-        self._frozen: dict[str, ImageTokenizer] = {} if image_tokenizer is None else {"image_tokenizer": image_tokenizer}
+        self._frozen: dict[str, ImageTokenizer] = (
+            {} if image_tokenizer is None else {"image_tokenizer": image_tokenizer}
+        )
         experts = ("understanding", "foresight", "action") if use_foresight else ("understanding", "action")
         self.vision_language = build_vision_language(architecture)
         self.mixture = MixtureOfTransformers(architecture, experts)
@@ -222,7 +224,12 @@ class InternVLAA1(nn.Module):
     # ------------------------------------------------------------------ train
 
     def predict(
-        self, observation: Observation, targets: Targets, noise: Tensor, time: Tensor, trace: dict[str, Any] | None = None
+        self,
+        observation: Observation,
+        targets: Targets,
+        noise: Tensor,
+        time: Tensor,
+        trace: dict[str, Any] | None = None,
     ) -> Prediction:
         """The training pass over all blocks at once.
 
@@ -262,7 +269,14 @@ class InternVLAA1(nn.Module):
             else None
         )
         if trace is not None:
-            trace |= {"latents": latents, "hidden": hidden, "blocks": blocks, "layers": layers, "out": out, "cache": cache}
+            trace |= {
+                "latents": latents,
+                "hidden": hidden,
+                "blocks": blocks,
+                "layers": layers,
+                "out": out,
+                "cache": cache,
+            }
             trace |= {"context": context, "noisy_actions": actions}
         return Prediction(
             velocity=self.action_head.read_out(by_name["actions"]),

@@ -1,7 +1,7 @@
 """What training minimises: action + lambda x foresight (paper section "Training objective"), over real elements only.
 
-The reference averages over padded steps, padded dims, clamped future frames and letterbox bars as well; for a 14-joint
-robot 56 % of its action loss is padding. ``reference=True`` reproduces that for parity; the default counts what is real.
+The reference averages over padded steps, padded dims, clamped future frames and letterbox bars as well; for a
+14-joint robot 56 % of its action loss is padding. ``reference=True`` reproduces that for parity; the default counts what is real.
 """
 
 from dataclasses import dataclass

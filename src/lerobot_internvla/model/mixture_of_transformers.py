@@ -12,7 +12,7 @@ Axes: B batch, S tokens of a block, T tokens seen so far, N query heads, M key/v
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config
@@ -108,7 +108,9 @@ class JointLayer(nn.Module):
             }
         )
 
-    def _project(self, expert: nn.Module, hidden: Tensor, block: Block, needs_query: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    def _project(
+        self, expert: nn.Module, hidden: Tensor, block: Block, needs_query: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         attention = expert.self_attn
         normed = expert.input_layernorm(hidden)
         heads = (-1, self.head_width)

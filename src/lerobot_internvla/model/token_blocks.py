@@ -1,8 +1,8 @@
 """The token sequence as ordered blocks: who attends to whom, and where each token stands.
 
 InternVLA-A1 reads four blocks (paper section "Architecture"): understanding, foresight, state, actions. A block
-attends to itself, in both directions, and to every block before it. So attention needs no query x key mask at all: block
-i attends to the concatenated keys of blocks 0..i, of which padding is hidden by one boolean per key. No query row can
+attends to itself, in both directions, and to every block before it. So attention needs no query x key mask at all:
+block i attends to the concatenated keys of blocks 0..i, of which padding is hidden by one boolean per key. No query row can
 ever be fully masked, as long as one camera or one prompt token is real.
 
 Positions have a closed form (checked against stock transformers' ``get_rope_index``): a present camera takes
@@ -97,7 +97,7 @@ def understanding_positions(
         positions [axes, B, S] int64 (3 axes with multimodal RoPE, else 1) and the position that follows the last valid
         token, [B]. Tokens of missing cameras and padding carry position 1, as in transformers 4; they are never seen.
     """
-    batch, views = camera_is_present.shape
+    batch = camera_is_present.shape[0]
     device = camera_is_present.device
     valid = torch.cat([camera_is_present.repeat_interleave(architecture.view_tokens, dim=1), prompt_is_valid], dim=1)
     if architecture.rope_sections is None:
@@ -133,7 +133,8 @@ def following_positions(start: Tensor, valid: Tensor, *, count_padding: bool = F
     Args:
         start: [B], first free position.
         valid: [B, S] bool.
-        count_padding: number padded tokens too, as the reference does at inference (docs/differences_from_reference.md).
+        count_padding: number padded tokens too, as the reference does at inference
+            (docs/differences_from_reference.md).
     """
     counted = torch.ones_like(valid) if count_padding else valid
     return start[:, None] + counted.long().cumsum(dim=1) - 1

@@ -8,10 +8,11 @@ Axes: B batch, V views, N = B x V images, G patches of one image, n image tokens
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -124,7 +125,9 @@ class Qwen3VLFrontEnd(VisionLanguage):
         count = images.shape[0]
         patches = qwen_patches(qwen_pixels(images, vision.image_size), vision.patch_size)
         hidden = tower.patch_embed(patches).unflatten(0, (count, -1))
-        corners = tower.pos_embed(self.position_index) * self.position_weight[:, :, None].to(tower.pos_embed.weight.dtype)
+        corners = tower.pos_embed(self.position_index) * self.position_weight[:, :, None].to(
+            tower.pos_embed.weight.dtype
+        )
         hidden = hidden + (corners[0] + corners[1] + corners[2] + corners[3])
         for block in tower.blocks:
             hidden = self._run(self._block, block, hidden)
@@ -215,12 +218,13 @@ class TinyVisionTower(nn.Module):
         super().__init__()
         widths = [3, *(min(hidden, 32 * 2**i) for i in range(patch_size.bit_length() - 2)), hidden]
         stem: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in pairwise(widths):
             stem += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), nn.GroupNorm(8, fan_out), nn.GELU()]
         self.stem = nn.Sequential(*stem)
         self.position = nn.Parameter(torch.zeros(1, hidden, *grid))
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(8, hidden), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1)) for _ in range(depth)
+            nn.Sequential(nn.GroupNorm(8, hidden), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1))
+            for _ in range(depth)
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``internvla-parity FOLDER``: our numbers against golden data of the reference (also ``make parity GOLDEN=FOLDER``)."""
+"""``internvla-parity FOLDER``: our numbers against golden data of the reference (``make parity GOLDEN=FOLDER``)."""
 
 import argparse
 from pathlib import Path
@@ -27,7 +27,9 @@ def main() -> int:
         for line in lines(report):
             if not arguments.quiet or not line.endswith("  ok"):
                 print("  " + line)
-        print(f"  {len(report.rows)} tensors, {len(report.failures)} beyond tolerance, {len(report.skipped)} not in the folder")
+        print(
+            f"  {len(report.rows)} tensors, {len(report.failures)} beyond tolerance, {len(report.skipped)} not in the folder"
+        )
     return 1 if any(report.failures for report in reports) else 0
 
 
