@@ -48,8 +48,8 @@ def tiny_config(
         cameras: names without the prefix ``observation.images.``; 1 to 3, or more with ``camera_slots``.
         image_size: (height, width) of all cameras in pixels; the policy letterboxes any size.
         state_dim, action_dim: of the robot, at most 32.
-        **changes: any field of ``InternVLAA1Config``. The defaults suit quick tests: chunks of 10 actions, of which 5 are
-            executed, 4 Euler steps, 3 frames between past, now and future.
+        **changes: any field of ``InternVLAA1Config``. The defaults suit quick tests: 10 actions per chunk, of which 5
+            are executed, 4 Euler steps, 3 frames between past, now and future.
 
     Raises:
         InternVLAError: ``changes`` contradict each other.
