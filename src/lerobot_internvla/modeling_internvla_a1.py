@@ -111,6 +111,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
         self._told_no_history = False
         self.last_predicted_latents: Tensor | None = None
+        self._imagined_latents: Tensor | None = None
         self.reset()
 
     # ------------------------------------------------------------------ building
@@ -506,7 +507,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """Forget queue and history; LeRobot calls it at the start of an episode."""
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self._history: FrameHistory[dict[str, Tensor]] = FrameHistory(self.config.interval_frames)
-        self.last_predicted_latents = None
+        self.last_predicted_latents = self._imagined_latents = None
 
     def _past_and_now(self, cameras: dict[str, Tensor]) -> dict[str, Tensor]:
         """[B, 2, 3, H, W] per slot (1 frame without foresight), whatever the caller gave."""
@@ -564,8 +565,18 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """
         self.eval()
         with self._autocast():
-            latents = self.model.predict_foresight(self._prefill(batch, with_foresight=True)).float()
+            latents = self._imagine(batch, self._prefill(batch, with_foresight=True))
         return latents, self.model.decode_latents(latents)
+
+    def _imagine(self, batch: dict[str, Any], prefill: Prefill) -> Tensor:
+        """Predicted latents [B, V, C, h, w]. Letterbox bars are those of a black image: no loss taught the model any."""
+        latents = self.model.predict_foresight(prefill).float()
+        masks = [self._content_mask(frames.shape[-2], frames.shape[-1]) for frames in self._cameras(batch).values()]
+        if all(bool(mask.all()) for mask in masks):
+            return latents
+        content = torch.stack(masks).to(latents.device)[None, :, None]
+        black = latents.new_zeros(1, 1, 1, 3, *self.config.architecture.image_tokenizer.image_size)
+        return torch.where(content, latents, self.model.encode_frames(black)[:, :, 0])
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -587,23 +598,34 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 prefill = self._prefill(batch, with_foresight=self.config.save_predicted_video)
                 actions = self._sample(batch, prefill, noise)
                 if self.config.save_predicted_video:
-                    # [B, V * C, 1, h, w]: LeRobot concatenates the chunks of an episode along dim 2.
-                    self.last_predicted_latents = (
-                        self.model.predict_foresight(prefill).float().flatten(1, 2)[:, :, None]
-                    )
+                    # [B, V * C, 1, h, w]: LeRobot concatenates what it collects in an episode along dim 2.
+                    self._imagined_latents = self._imagine(batch, prefill).flatten(1, 2)[:, :, None]
             self._action_queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
+        # LeRobot takes it away after every step. Offering it again until the next chunk keeps its video in step with the
+        # video of the episode.
+        self.last_predicted_latents = self._imagined_latents
         return self._action_queue.popleft()
 
     @torch.no_grad()
     def decode_predicted_latents(self, latents: Tensor) -> Tensor:
         """Imagined frames of one episode for ``lerobot-eval``'s video: [T, H, V * W, 3] uint8, views side by side.
 
+        Small pictures are magnified by a whole number, to at least 160 pixels per view.
+
         Args:
-            latents: [B, V * C, T, h, w], the concatenation of ``last_predicted_latents``; environment 0 is shown.
+            latents: [B, V * C, T, h, w], the concatenation of ``last_predicted_latents`` over the T steps of an episode.
+                Environment 0 is shown.
         """
-        per_frame = latents[0].transpose(0, 1).unflatten(1, (len(self.camera_slots), -1))
-        images = self.model.decode_latents(per_frame.to(next(self.parameters()).device))
-        return (images.permute(0, 3, 1, 4, 2).flatten(2, 3) * 255).round().to(torch.uint8).cpu()
+        # One chunk's imagination lasts for several steps, and is decoded once.
+        different, which = latents[0].transpose(0, 1).unique_consecutive(dim=0, return_inverse=True)
+        device, views = next(self.parameters()).device, len(self.camera_slots)
+        frames: list[Tensor] = []
+        for some in different.split(8):  # a whole episode at once need not fit in memory
+            images = self.model.decode_latents(some.unflatten(1, (views, -1)).to(device))
+            images = (images.permute(0, 3, 1, 4, 2).flatten(2, 3) * 255).round().to(torch.uint8).cpu()
+            factor = -(-160 // (images.shape[2] // views))
+            frames.append(images.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2))
+        return torch.cat(frames)[which]
 
 
 def _as_unit(frames: Tensor) -> Tensor:
