@@ -8,7 +8,6 @@ Axes: B batch, V views, N = B x V images, G patches of one image, n image tokens
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -216,10 +215,14 @@ class TinyVisionTower(nn.Module):
 
     def __init__(self, hidden: int, depth: int, patch_size: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        widths = [3, *(min(hidden, 32 * 2**i) for i in range(patch_size.bit_length() - 2)), hidden]
+        # Four pixels at once, then halves: most of the work would otherwise go into full-resolution maps.
         stem: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(widths):
-            stem += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), nn.GroupNorm(8, fan_out), nn.GELU()]
+        fan_in, fan_out, scale = 3, hidden // 2, 4
+        while scale <= patch_size:
+            is_first = scale == 4
+            stem += [nn.Conv2d(fan_in, fan_out, 4, stride=4) if is_first else nn.Conv2d(fan_in, fan_out, 3, 2, padding=1)]
+            stem += [nn.GroupNorm(8, fan_out), nn.GELU()]
+            fan_in, fan_out, scale = fan_out, hidden, scale * 2
         self.stem = nn.Sequential(*stem)
         self.position = nn.Parameter(torch.zeros(1, hidden, *grid))
         self.blocks = nn.ModuleList(
