@@ -33,6 +33,48 @@ from .modeling_internvla_a1 import InternVLAA1Policy
 TASKS: tuple[str, ...] = ("move the square to the left", "move the square to the right")
 """Instructions of ``tiny_batch`` and ``tiny_dataset``; they fit the prompt of every variant."""
 
+_HAAR = {"kind": "haar", "image_size": [64, 64], "latent_channels": 48, "compression": 4}
+_SPECIAL_TOKENS = {"vision_start": 256, "vision_end": 257, "image": 258, "pad": 259}
+SMALL: dict[str, dict[str, Any]] = {
+    "3b": {
+        "understanding": {"hidden": 64, "mlp": 96},
+        "expert": {"hidden": 48, "mlp": 64},
+        "layers": 3,
+        "query_heads": 4,
+        "key_value_heads": 2,
+        "head_width": 16,
+        "rope_sections": [4, 2, 2],
+        "vocabulary": 260,
+        "vision": {
+            "depth": 2,
+            "hidden": 32,
+            "mlp": 48,
+            "heads": 2,
+            "image_size": [64, 96],
+            "position_embeddings": 16,
+            "deepstack_layers": [1],
+        },
+        "view_size": [64, 64],
+        "image_tokenizer": _HAAR,
+        "special_tokens": _SPECIAL_TOKENS,
+    },
+    "2b": {
+        "understanding": {"hidden": 48, "mlp": 64},
+        "expert": {"hidden": 48, "mlp": 64},
+        "layers": 3,
+        "query_heads": 4,
+        "key_value_heads": 2,
+        "head_width": 12,
+        "vocabulary": 260,
+        "vision": {"depth": 2, "hidden": 32, "mlp": 48, "heads": 2, "image_size": [56, 56]},
+        "view_size": [56, 56],
+        "image_tokenizer": _HAAR,
+        "special_tokens": _SPECIAL_TOKENS,
+    },
+    "tiny": {"layers": 3},
+}
+"""``architecture_overrides`` that shrink each variant to test size, with built-in tokenizers; see ``small_config``."""
+
 
 def tiny_config(
     *,
@@ -69,6 +111,17 @@ def tiny_config(
         "output_features": {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))},
     }
     return InternVLAA1Config(**{**fields, **changes})
+
+
+def small_config(variant: str, **changes: Any) -> InternVLAA1Config:
+    """``tiny_config`` for the towers and experts of ``variant`` at the sizes of ``SMALL``.
+
+    Args:
+        variant: "3b", "2b" or "tiny".
+        **changes: as for ``tiny_config``.
+    """
+    fields = {"architecture_overrides": SMALL[variant], "text_tokenizer": "byte", "base_model": None}
+    return tiny_config(**{"variant": variant, **fields, **changes})
 
 
 def tiny_policy(config: InternVLAA1Config | None = None, *, seed: int = 0, **changes: Any) -> InternVLAA1Policy:
