@@ -569,7 +569,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         return latents, self.model.decode_latents(latents)
 
     def _imagine(self, batch: dict[str, Any], prefill: Prefill) -> Tensor:
-        """Predicted latents [B, V, C, h, w]. Letterbox bars are those of a black image: no loss taught the model any."""
+        """Predicted latents [B, V, C, h, w]. Letterbox bars are made black: training does not teach the model any."""
         latents = self.model.predict_foresight(prefill).float()
         masks = [self._content_mask(frames.shape[-2], frames.shape[-1]) for frames in self._cameras(batch).values()]
         if all(bool(mask.all()) for mask in masks):
@@ -601,8 +601,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
                     # [B, V * C, 1, h, w]: LeRobot concatenates what it collects in an episode along dim 2.
                     self._imagined_latents = self._imagine(batch, prefill).flatten(1, 2)[:, :, None]
             self._action_queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
-        # LeRobot takes it away after every step. Offering it again until the next chunk keeps its video in step with the
-        # video of the episode.
+        # LeRobot takes it away after every step. Offering it again until the next chunk keeps its video in step with
+        # the video of the episode.
         self.last_predicted_latents = self._imagined_latents
         return self._action_queue.popleft()
 
@@ -613,8 +613,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Small pictures are magnified by a whole number, to at least 160 pixels per view.
 
         Args:
-            latents: [B, V * C, T, h, w], the concatenation of ``last_predicted_latents`` over the T steps of an episode.
-                Environment 0 is shown.
+            latents: [B, V * C, T, h, w], the concatenation of ``last_predicted_latents`` over the T steps of an
+                episode. Environment 0 is shown.
         """
         # One chunk's imagination lasts for several steps, and is decoded once.
         different, which = latents[0].transpose(0, 1).unique_consecutive(dim=0, return_inverse=True)
