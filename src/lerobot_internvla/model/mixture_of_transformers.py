@@ -10,6 +10,7 @@ Axes: B batch, S tokens of a block, T tokens seen so far, N query heads, M key/v
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,27 @@ from .token_blocks import Block
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [B, M, T, H]; keys after normalisation and rotation."""
+
+
+@dataclass(frozen=True)
+class BlockTables:
+    """What every layer needs to know of one block; computed once per pass, not once per layer."""
+
+    expert: str
+    cos: Tensor
+    """[B, 1, S, H] float32, broadcast over heads."""
+    sin: Tensor
+    """[B, 1, S, H] float32, negative in the first half (see ``rotate``)."""
+    key_bias: Tensor
+    """[B, 1, 1, T] in the dtype of the queries: 0 where a key is visible, -inf where it is not."""
+
+    @classmethod
+    def of(cls, block: Block, dtype: torch.dtype) -> "BlockTables":
+        """Tables of ``block`` for queries of ``dtype``."""
+        cos, sin = block.cos.transpose(1, 2), block.sin.transpose(1, 2)
+        # SDPA turns a boolean mask into these numbers by itself, three operations on every call.
+        bias = torch.zeros_like(block.visible_keys, dtype=dtype).masked_fill(~block.visible_keys, float("-inf"))
+        return cls(block.expert, torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1), bias)
 
 
 class RMSNorm(nn.Module):
@@ -69,27 +91,30 @@ def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> nn.Mo
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of ``x`` [B, S, heads, H]; the angles are float32 in every precision mode."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    """Rotary embedding of ``x`` [B, heads, S, H]; the angles are float32 in every precision mode.
+
+    The two halves of a head are the two coordinates that turn, so swapping them is a roll by half the width, and the
+    sign of the second term sits in ``sin``.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, visible_keys: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor) -> Tensor:
     """Grouped-query attention of one block.
 
     The mask depends on the key alone, so the query heads that share a key/value head are laid along the sequence: one
     plain SDPA call on every backend, no repeated keys, no mask of size S x T.
 
     Args:
-        query: [B, S, N, H]. key, value: [B, M, T, H]. visible_keys: [B, 1, 1, T] bool.
+        query: [B, N, S, H]. key, value: [B, M, T, H]. key_bias: [B, 1, 1, T], see ``BlockTables``.
 
     Returns:
         [B, S, N * H].
     """
-    batch, length, heads, width = query.shape
+    batch, heads, length, width = query.shape
     groups = key.shape[1]
-    folded = query.transpose(1, 2).reshape(batch, groups, heads // groups * length, width)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=visible_keys)
+    folded = query.reshape(batch, groups, heads // groups * length, width)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=key_bias)
     return out.reshape(batch, heads, length, width).transpose(1, 2).flatten(2)
 
 
@@ -109,8 +134,9 @@ class JointLayer(nn.Module):
         )
 
     def _project(
-        self, expert: nn.Module, hidden: Tensor, block: Block, needs_query: bool
+        self, expert: nn.Module, hidden: Tensor, tables: BlockTables, needs_query: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Queries [B, N, S, H] (None when nobody asks) and keys and values [B, M, S, H] of one block."""
         attention = expert.self_attn
         normed = expert.input_layernorm(hidden)
         heads = (-1, self.head_width)
@@ -120,14 +146,19 @@ class JointLayer(nn.Module):
         if hasattr(attention, "k_norm"):
             key = attention.k_norm(key)
             query = attention.q_norm(query) if query is not None else None
-        key = rotate(key, block.cos, block.sin)
-        query = rotate(query, block.cos, block.sin) if query is not None else None
-        return query, key.transpose(1, 2), value.transpose(1, 2)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        if query is None:
+            return None, rotate(key, tables.cos, tables.sin), value
+        # Queries and keys turn by the same angles: one rotation for both.
+        query = query.transpose(1, 2)
+        turned = rotate(torch.cat([query, key], dim=1), tables.cos, tables.sin)
+        query, key = turned.split([query.shape[1], key.shape[1]], dim=1)
+        return query, key, value
 
     def forward(
         self,
         hidden: Sequence[Tensor],
-        blocks: Sequence[Block],
+        blocks: Sequence[BlockTables],
         past: KeysValues | None,
         needs_output: Sequence[bool],
     ) -> tuple[list[Tensor], KeysValues]:
@@ -135,7 +166,7 @@ class JointLayer(nn.Module):
 
         Args:
             hidden: per block [B, S, D of its expert].
-            blocks: per block, its positions and what it may see. In order of attention.
+            blocks: per block, its rotary angles and what it may see. In order of attention.
             past: keys and values of blocks that came before, or None.
             needs_output: per block; False leaves ``hidden`` as it is and computes keys and values only.
 
@@ -155,8 +186,8 @@ class JointLayer(nn.Module):
                 out.append(h)
                 continue
             expert = self.experts[block.expert]
-            seen = block.visible_keys.shape[-1]
-            mixed = attend(query, key[:, :, :seen], value[:, :, :seen], block.visible_keys)
+            seen = block.key_bias.shape[-1]
+            mixed = attend(query, key[:, :, :seen], value[:, :, :seen], block.key_bias)
             h = h + expert.self_attn.o_proj(mixed)
             out.append(h + expert.mlp(expert.post_attention_layernorm(h)))
         return out, (key, value)
@@ -184,6 +215,11 @@ class MixtureOfTransformers(nn.Module):
         """Of the residual streams: that of the projections."""
         return next(iter(self.layers[0].experts.values())).self_attn.q_proj.weight.dtype
 
+    def _query_dtype(self, device: str) -> torch.dtype:
+        """What the projections put out: autocast decides where it is on. (The meta device knows no autocast.)"""
+        is_autocast = device != "meta" and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if is_autocast else self.dtype
+
     def forward(
         self,
         hidden: Sequence[Tensor],
@@ -206,12 +242,13 @@ class MixtureOfTransformers(nn.Module):
         """
         wanted = list(needs_output) if needs_output is not None else [True] * len(blocks)
         streams = [h.to(self.dtype) for h in hidden]
+        tables = [BlockTables.of(block, self._query_dtype(streams[0].device.type)) for block in blocks]
         cache: list[KeysValues] = []
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
             arguments = (
                 streams,
-                blocks,
+                tables,
                 past[index] if past is not None else None,
                 wanted if is_last else [True] * len(blocks),
             )

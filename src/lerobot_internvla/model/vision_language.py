@@ -110,8 +110,9 @@ class Qwen3VLFrontEnd(VisionLanguage):
     def _block(self, block: Any, hidden: Tensor) -> Tensor:
         """One tower block over [N, G, D]; attention stays inside an image."""
         heads = block.attn.num_heads
-        query, key, value = block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3, heads, -1)).unbind(2)
-        query, key = (_rotate_half(x, self.rotary_cos, self.rotary_sin) for x in (query, key))
+        projected = block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3 * heads, -1))
+        query_key, value = projected.split([2 * heads, heads], dim=2)
+        query, key = _rotate(query_key, self.rotary_cos, self.rotary_sin).chunk(2, dim=2)
         mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         hidden = hidden + block.attn.proj(mixed.transpose(1, 2).flatten(2))
         return hidden + block.mlp(block.norm2(hidden))
@@ -269,7 +270,7 @@ def _interpolated_positions(grid: tuple[int, int], side: int) -> tuple[Tensor, T
 
 
 def _patch_rotary(grid: tuple[int, int], head_width: int) -> tuple[Tensor, Tensor]:
-    """Two-dimensional rotary angles of the tower's patches: cos and sin, each [G, 1, head_width]."""
+    """Two-dimensional rotary angles of the tower's patches, for ``_rotate``: cos and sin, each [G, 1, head_width]."""
     quarter = head_width // 2
     frequencies = 1.0 / (10_000.0 ** (torch.arange(0, quarter, 2, dtype=torch.float32) / quarter))
     rows, columns = grid
@@ -277,12 +278,11 @@ def _patch_rotary(grid: tuple[int, int], head_width: int) -> tuple[Tensor, Tenso
     column = torch.arange(columns)[None, :].expand(grid).flatten()
     places = torch.stack([_merge_order(row, grid), _merge_order(column, grid)], dim=-1).float()
     angles = (places[:, :, None] * frequencies).flatten(1)
-    angles = torch.cat([angles, angles], dim=-1)[:, None, :]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, None, :], angles.sin()[:, None, :]
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def _rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [N, G, heads, H] in float32, cast back."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [N, G, heads, H] in float32, cast back. ``sin`` is negative in the first half of a head."""
     wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(wide * cos, wide.roll(wide.shape[-1] // 2, dims=-1), sin).to(x.dtype)
