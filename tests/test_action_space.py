@@ -153,15 +153,11 @@ def test_the_whole_chain_on_a_franka_sample_is_the_references(goldens):
         representation="relative",
         relative_mask=mask,
     )
-    space.set_statistics(
-        statistics(
-            *(
-                feature(joined(f"stats.{kind}.{{}}.position.mean"), joined(f"stats.{kind}.{{}}.position.std"))
-                for kind in ("states", "actions")
-            ),
-            mask,
-        )
+    of_state, of_action = (
+        feature(joined(f"stats.{kind}.{{}}.position.mean"), joined(f"stats.{kind}.{{}}.position.std"))
+        for kind in ("states", "actions")
     )
+    space.set_statistics(statistics(of_state, of_action, mask))
     torch.testing.assert_close(
         space.normalize_state(state[None])[0], tensors["out.observation.state"], rtol=1e-6, atol=1e-6
     )
@@ -396,7 +392,7 @@ def test_fine_tuning_takes_the_weights_and_keeps_the_new_datasets_statistics():
     before = copy.deepcopy(space.state_dict())
     with space.keeping_own_statistics():
         policy.load_state_dict(base.state_dict(), strict=True)
-    assert torch.equal(policy["layer"].weight, base["layer"].weight)
+    assert torch.equal(policy.get_parameter("layer.weight"), base.get_parameter("layer.weight"))
     assert all(torch.equal(before[name], buffer) for name, buffer in space.state_dict().items())
     with pytest.raises(InternVLAError):
         policy.load_state_dict(base.state_dict())

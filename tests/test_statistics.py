@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,8 +52,8 @@ def recorded(lengths=LENGTHS, dim=3, seed=0, offset=0.0, scale=1.0) -> Episodes:
     return episodes
 
 
-def write_dataset(root: Path, episodes: Episodes, names=NAMES, **settings) -> LeRobotDatasetMetadata:
-    """Through LeRobot's own API, without cameras."""
+def write_dataset(root: Path, episodes: Episodes, names=NAMES, **settings) -> Any:
+    """Through LeRobot's own API, without cameras; returns its metadata as read back."""
     dim = episodes[0][0].shape[1]
     feature = {"dtype": "float32", "shape": (dim,), "names": list(names)[:dim]}
     dataset = LeRobotDataset.create(
@@ -126,7 +128,8 @@ def set_one_action(root: Path, row: int, value: float) -> None:
     scale=st.sampled_from([1e-3, 1.0, 100.0]),
 )
 def test_merging_parts_equals_looking_at_everything_at_once(seed, sizes, offset, scale):
-    parts = [offset + scale * np.random.default_rng([seed, i]).normal(size=(n, 3)) for i, n in enumerate(sizes)]
+    rng = np.random.default_rng(seed)
+    parts: list[Any] = [rng.normal(offset, scale, size=(n, 3)) for n in sizes]
     merged = FeatureStatistics.merged([FeatureStatistics.from_samples(part) for part in parts])
     everything = np.concatenate(parts)
     assert merged.count == len(everything)
@@ -171,7 +174,7 @@ def test_statistics_survive_json_to_the_last_bit(tmp_path):
     statistics = relative(write_dataset(tmp_path / "data", recorded()))
     assert Statistics.from_json(statistics.to_json()) == statistics
     changed = dataclasses.replace(
-        statistics, state=dataclasses.replace(statistics.state, mean=np.nextafter(statistics.state.mean, 9))
+        statistics, state=dataclasses.replace(statistics.state, mean=statistics.state.mean * (1 + 2**-52))
     )
     assert Statistics.from_json(changed.to_json()) != statistics
 
@@ -214,7 +217,7 @@ def test_the_pairs_are_those_that_lerobot_does_not_mark_as_padding(tmp_path):
     )
     pairs = []
     for i in range(len(dataset)):
-        item = dataset[i]
+        item: Any = dataset[i]
         window = item["action"].double().numpy() - np.where(MASK, item["observation.state"].double().numpy(), 0.0)
         pairs.append(window[~item["action_is_pad"].numpy()])
     assert_describes(relative(meta).action, np.concatenate(pairs))
@@ -377,6 +380,16 @@ def test_the_second_time_is_read_from_the_cache(tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
+def test_processes_that_start_together_compute_once(tmp_path, monkeypatch):
+    """Every rank of a training run asks; a file lock lets one of them answer."""
+    calls = count_computations(monkeypatch)
+    meta = write_dataset(tmp_path / "data", recorded())
+    with ThreadPoolExecutor(4) as pool:
+        answers = [future.result() for future in [pool.submit(relative, meta) for _ in range(4)]]
+    assert len(calls) == 1
+    assert all(answer == answers[0] for answer in answers)
+
+
 def test_another_question_is_not_answered_from_the_cache(tmp_path, monkeypatch):
     calls = count_computations(monkeypatch)
     meta = write_dataset(tmp_path / "data", recorded())
@@ -396,6 +409,7 @@ def test_another_question_is_not_answered_from_the_cache(tmp_path, monkeypatch):
 def test_a_changed_dataset_is_noticed(tmp_path):
     episodes = recorded()
     meta = write_dataset(tmp_path / "data", episodes)
+    set_one_action(meta.root, row=3, value=float(episodes[1][1][2, 0]))  # the same number, in the edited file's layout
     before = relative(meta)
     inside = episodes[1][1][:, 0].mean()  # neither the minimum nor the maximum moves: nothing but content tells
     set_one_action(meta.root, row=3, value=float(inside))

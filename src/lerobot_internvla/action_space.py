@@ -62,13 +62,15 @@ def joint_names(feature: Mapping[str, Any] | None) -> tuple[str, ...] | None:
     LeRobot datasets store names as a list, as one or more lists in a dictionary (``{"motors": [...]}``), or as a
     dictionary from name to index.
     """
-    names = (feature or {}).get("names")
+    if feature is None:
+        return None
+    names = feature.get("names")
     if isinstance(names, Mapping):
         if names and all(isinstance(value, int) for value in names.values()):
-            names = sorted(names, key=lambda name: names[name])
+            names = [name for name, _ in sorted(names.items(), key=lambda item: item[1])]
         else:
             names = [name for group in names.values() if isinstance(group, list | tuple) for name in group]
-    if not isinstance(names, list | tuple) or feature is None or len(names) != feature["shape"][-1]:
+    if not isinstance(names, list | tuple) or len(names) != feature["shape"][-1]:
         return None
     return tuple(str(name) for name in names)
 
