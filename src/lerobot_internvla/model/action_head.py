@@ -1,7 +1,11 @@
 """State and noisy actions into tokens, and velocities out of them (paper section "Action expert")."""
 
+from typing import Any
+
 import torch.nn.functional as F
-from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
+from lerobot.policies.common.vla_utils import (  # pyright: ignore[reportMissingTypeStubs]  # LeRobot has no types
+    create_sinusoidal_pos_embedding,
+)
 from torch import Tensor, nn
 
 from .architecture import Architecture
@@ -34,7 +38,8 @@ class ActionHead(nn.Module):
         Time stays float32 in every precision mode: against a shortest period of 4e-3, bf16 time would move the phase by
         a large part of a turn.
         """
-        return create_sinusoidal_pos_embedding(time.float(), self.width, MIN_PERIOD, MAX_PERIOD, time.device).float()
+        device: Any = time.device  # LeRobot's default of "cpu" makes it look like a string
+        return create_sinusoidal_pos_embedding(time.float(), self.width, MIN_PERIOD, MAX_PERIOD, device).float()
 
     def embed_actions(self, noisy_actions: Tensor, time: Tensor) -> Tensor:
         """[B, K, A] and flow time [B] -> [B, K, D].

@@ -6,7 +6,10 @@ noise (released checkpoint; the paper's formula read literally would be the mirr
 """
 
 import torch
-from lerobot.policies.common.flow_matching import sample_noise, sample_time_beta
+from lerobot.policies.common.flow_matching import (  # pyright: ignore[reportMissingTypeStubs]  # LeRobot has no types
+    sample_noise,  # pyright: ignore[reportUnknownVariableType]
+    sample_time_beta,  # pyright: ignore[reportUnknownVariableType]
+)
 from torch import Tensor
 
 
@@ -45,7 +48,7 @@ def draw_noise_and_time(
     and resumable) and continues from that number plus its rank.
     """
     base = int(torch.randint(0, 2**31 - 1, ()))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]  # partly typed by torch
         torch.default_generator.manual_seed(base * 4096 + rank)
         cpu = torch.device("cpu")
         noise = sample_noise(shape, cpu)

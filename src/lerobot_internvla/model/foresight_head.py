@@ -39,14 +39,14 @@ class ForesightHead(nn.Module):
         assert bias is not None and self.in_proj.bias is not None
         bias = bias + torch.einsum("odij,d->o", self.downsample.weight, self.in_proj.bias)
         tokens = F.conv2d(latents.flatten(0, 2).to(weight.dtype), weight, bias, stride=self.downsample.stride)
-        return tokens.flatten(2).transpose(1, 2).unflatten(0, latents.shape[:3]).flatten(1, 3)
+        return torch.unflatten(tokens.flatten(2).transpose(1, 2), 0, latents.shape[:3]).flatten(1, 3)
 
     def read_out(self, hidden: Tensor, views: int) -> Tensor:
         """Predicted future latents [B, V, C, h, w] of the foresight block's last hidden states."""
         batch = hidden.shape[0]
         rows, columns = self.grid
-        mean = hidden.to(self.out_proj.weight.dtype).unflatten(1, (views, -1, rows * columns)).mean(dim=2)
-        maps = mean.flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
+        frames = torch.unflatten(hidden.to(self.out_proj.weight.dtype), 1, (views, -1, rows * columns))
+        maps = torch.unflatten(frames.mean(dim=2).flatten(0, 1).transpose(1, 2), 2, (rows, columns))
         wide = self.upsample(maps).permute(0, 2, 3, 1)
         latents = self.out_proj(self.out_norm(wide)).permute(0, 3, 1, 2)
-        return latents.unflatten(0, (batch, views))
+        return torch.unflatten(latents, 0, (batch, views))

@@ -1,7 +1,8 @@
 """What training minimises: action + lambda x foresight (paper section "Training objective"), over real elements only.
 
-The reference averages over padded steps, padded dims, clamped future frames and letterbox bars as well; for a
-14-joint robot 56 % of its action loss is padding. ``reference=True`` reproduces that for parity; the default counts what is real.
+The reference averages over padded steps, padded dims, clamped future frames and letterbox bars as well; for a 14-joint
+robot 56 % of its action loss is padding. ``reference=True`` reproduces that for parity; the default counts what is
+real.
 """
 
 from dataclasses import dataclass
@@ -28,10 +29,9 @@ class LossBreakdown:
     def as_floats(self) -> dict[str, float]:
         """The same keys on every step and every rank, as Python floats (one host read)."""
         names = ("loss_action", "loss_foresight", "valid_action_elements", "valid_foresight_elements")
-        values = torch.stack(
-            [self.action, self.foresight, self.action_elements.float(), self.foresight_elements.float()]
-        ).tolist()
-        return dict(zip(names, values, strict=True))
+        scalars = [self.action, self.foresight, self.action_elements.float(), self.foresight_elements.float()]
+        values = torch.stack(scalars).detach().cpu().unbind()
+        return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def _masked_mean(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +58,7 @@ def compute_losses(
     action_error = (prediction.target_velocity - prediction.velocity).float().square()
     action_valid = torch.ones_like(targets.action_is_valid) if reference else targets.action_is_valid
     # Several draws of noise and time per sample are averaged: the mask is the same for all of them.
-    action_error = action_error.unflatten(0, (action_valid.shape[0], -1)).mean(dim=1)
+    action_error = torch.unflatten(action_error, 0, (action_valid.shape[0], -1)).mean(dim=1)
     action, action_each, action_elements = _masked_mean(action_error, action_valid)
 
     if prediction.future_latents is None or prediction.target_future_latents is None:

@@ -2,8 +2,8 @@
 
 InternVLA-A1 reads four blocks (paper section "Architecture"): understanding, foresight, state, actions. A block
 attends to itself, in both directions, and to every block before it. So attention needs no query x key mask at all:
-block i attends to the concatenated keys of blocks 0..i, of which padding is hidden by one boolean per key. No query row can
-ever be fully masked, as long as one camera or one prompt token is real.
+block i attends to the concatenated keys of blocks 0..i, of which padding is hidden by one boolean per key. No query row
+can ever be fully masked, as long as one camera or one prompt token is real.
 
 Positions have a closed form (checked against stock transformers' ``get_rope_index``): a present camera takes
 ``max(rows, columns) + 2`` positions, a prompt token one, a foresight, state or action token one; missing cameras take
