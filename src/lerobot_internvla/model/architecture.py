@@ -48,7 +48,8 @@ class VisionTower:
     position_embeddings: int = 0
     """Qwen3-VL: entries of the learned position grid (a square number). Unused by the other families."""
     deepstack_layers: tuple[int, ...] = ()
-    """Qwen3-VL: layers whose deepstack mergers exist in the checkpoint. Never computed (the released model drops them)."""
+    """Qwen3-VL: layers whose deepstack mergers exist in the checkpoint. Never computed (the released model drops
+    them)."""
     attention_bias: bool = False
     """InternVL only. The released 2B geometry has none."""
 
@@ -242,7 +243,8 @@ def build_architecture(variant: str, overrides: dict[str, Any] | None = None) ->
     problems: list[str] = []
     if architecture.query_heads % architecture.key_value_heads:
         problems.append(
-            f"query_heads {architecture.query_heads} is not a multiple of key_value_heads {architecture.key_value_heads}"
+            f"query_heads {architecture.query_heads} is not a multiple of "
+            f"key_value_heads {architecture.key_value_heads}"
         )
     if architecture.rope_sections is not None and sum(architecture.rope_sections) * 2 != architecture.head_width:
         problems.append(
@@ -256,7 +258,8 @@ def build_architecture(variant: str, overrides: dict[str, Any] | None = None) ->
     for axis, pixels in zip(("height", "width"), architecture.vision.image_size, strict=True):
         if pixels % (2 * architecture.vision.patch_size):
             problems.append(
-                f"vision image {axis} {pixels} px is not a multiple of 2 x patch_size = {2 * architecture.vision.patch_size}"
+                f"vision image {axis} {pixels} px is not a multiple of "
+                f"2 x patch_size = {2 * architecture.vision.patch_size}"
             )
     if problems:
         raise InternVLAError(f"The architecture for variant {variant!r} does not fit together: " + "; ".join(problems))
