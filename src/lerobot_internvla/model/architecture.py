@@ -137,8 +137,8 @@ class Architecture:
 
     @property
     def view_tokens(self) -> int:
-        """Understanding tokens per view, with the two delimiters that Qwen3-VL puts around an image."""
-        return self.image_tokens + (2 if self.family == "qwen3_vl" else 0)
+        """Understanding tokens per view, with the two delimiters that Qwen3-VL and the keypoint token that tiny adds."""
+        return self.image_tokens + {"qwen3_vl": 2, "internvl3": 0, "tiny": 1}[self.family]
 
 
 VARIANTS: dict[str, Architecture] = {

@@ -11,21 +11,24 @@ Axes: B batch, S tokens of a block, T tokens seen so far, N query heads, M key/v
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]  # partly typed by torch
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention, Qwen3VLTextDecoderLayer
 
 from .architecture import Architecture, ExpertWidth
 from .token_blocks import Block
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [B, M, T, H]; keys after normalisation and rotation."""
+DecoderLayer = Qwen3VLTextDecoderLayer | Qwen2DecoderLayer
+"""The parameters of one expert in one layer. Its parts are called one by one, so LoRA may stand in for a projection."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,16 @@ class BlockTables:
     sin: Tensor
     """[B, 1, S, H] float32, negative in the first half (see ``rotate``)."""
     key_bias: Tensor
-    """[B, 1, 1, T] in the dtype of the queries: 0 where a key is visible, -inf where it is not."""
+    """[B, 1, 1, T] in the dtype of the queries: 0 where a key is visible, the lowest finite number where it is not.
+
+    Finite, so that a row without any visible key would be uniform rather than NaN."""
 
     @classmethod
     def of(cls, block: Block, dtype: torch.dtype) -> "BlockTables":
         """Tables of ``block`` for queries of ``dtype``."""
         cos, sin = block.cos.transpose(1, 2), block.sin.transpose(1, 2)
         # SDPA turns a boolean mask into these numbers by itself, three operations on every call.
-        bias = torch.zeros_like(block.visible_keys, dtype=dtype).masked_fill(~block.visible_keys, float("-inf"))
+        bias = torch.zeros_like(block.visible_keys, dtype=dtype).masked_fill(~block.visible_keys, torch.finfo(dtype).min)
         return cls(block.expert, torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1), bias)
 
 
@@ -67,9 +72,9 @@ class RMSNorm(nn.Module):
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
 
 
-def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> nn.Module:
+def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> DecoderLayer:
     """One stock decoder layer (Qwen3-VL text or Qwen2 geometry) with our norms."""
-    shared = {
+    shared: dict[str, Any] = {
         "hidden_size": width.hidden,
         "intermediate_size": width.mlp,
         "num_attention_heads": architecture.query_heads,
@@ -78,9 +83,9 @@ def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> nn.Mo
         "head_dim": architecture.head_width,
         "rms_norm_eps": architecture.rms_norm_eps,
     }
-    layer: nn.Module
     if architecture.qk_norm:
-        layer = Qwen3VLTextDecoderLayer(Qwen3VLTextConfig(**shared, attention_bias=architecture.qkv_bias), layer_idx=0)
+        config = Qwen3VLTextConfig(**shared | {"attention_bias": architecture.qkv_bias})
+        layer = Qwen3VLTextDecoderLayer(config, layer_idx=0)
         for name in ("q_norm", "k_norm"):
             setattr(layer.self_attn, name, RMSNorm(architecture.head_width, architecture.rms_norm_eps))
     else:
@@ -124,6 +129,7 @@ class JointLayer(nn.Module):
     def __init__(self, architecture: Architecture, experts: Sequence[str]) -> None:
         super().__init__()
         self.head_width = architecture.head_width
+        self.qk_norm = architecture.qk_norm
         self.experts = nn.ModuleDict(
             {
                 name: build_decoder_layer(
@@ -133,8 +139,12 @@ class JointLayer(nn.Module):
             }
         )
 
+    def expert(self, name: str) -> DecoderLayer:
+        """The parameters of one expert."""
+        return cast(DecoderLayer, self.experts[name])
+
     def _project(
-        self, expert: nn.Module, hidden: Tensor, tables: BlockTables, needs_query: bool
+        self, expert: DecoderLayer, hidden: Tensor, tables: BlockTables, needs_query: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Queries [B, N, S, H] (None when nobody asks) and keys and values [B, M, S, H] of one block."""
         attention = expert.self_attn
@@ -143,7 +153,8 @@ class JointLayer(nn.Module):
         key = attention.k_proj(normed).unflatten(-1, heads)
         value = attention.v_proj(normed).unflatten(-1, heads)
         query = attention.q_proj(normed).unflatten(-1, heads) if needs_query else None
-        if hasattr(attention, "k_norm"):
+        if self.qk_norm:
+            assert isinstance(attention, Qwen3VLTextAttention)
             key = attention.k_norm(key)
             query = attention.q_norm(query) if query is not None else None
         key, value = key.transpose(1, 2), value.transpose(1, 2)
@@ -152,7 +163,7 @@ class JointLayer(nn.Module):
         # Queries and keys turn by the same angles: one rotation for both.
         query = query.transpose(1, 2)
         turned = rotate(torch.cat([query, key], dim=1), tables.cos, tables.sin)
-        query, key = turned.split([query.shape[1], key.shape[1]], dim=1)
+        query, key = torch.split(turned, [query.shape[1], key.shape[1]], dim=1)
         return query, key, value
 
     def forward(
@@ -174,7 +185,7 @@ class JointLayer(nn.Module):
             new hidden states and the keys and values of everything seen so far.
         """
         projected = [
-            self._project(self.experts[block.expert], h, block, wanted)
+            self._project(self.expert(block.expert), h, block, wanted)
             for h, block, wanted in zip(hidden, blocks, needs_output, strict=True)
         ]
         keys = ([past[0]] if past is not None else []) + [key for _, key, _ in projected]
@@ -185,7 +196,7 @@ class JointLayer(nn.Module):
             if query is None:
                 out.append(h)
                 continue
-            expert = self.experts[block.expert]
+            expert = self.expert(block.expert)
             seen = block.key_bias.shape[-1]
             mixed = attend(query, key[:, :, :seen], value[:, :, :seen], block.key_bias)
             h = h + expert.self_attn.o_proj(mixed)
@@ -210,10 +221,26 @@ class MixtureOfTransformers(nn.Module):
         )
         self.gradient_checkpointing = False
 
+    def layer(self, index: int) -> JointLayer:
+        """One layer of all experts; negative numbers count from the end."""
+        return cast(JointLayer, self.layers[index])
+
+    def layers_of(self, expert: str) -> list[DecoderLayer]:
+        """The parameters of one expert, layer by layer."""
+        return [self.layer(index).expert(expert) for index in range(len(self.layers))]
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the residual streams: that of the projections."""
-        return next(iter(self.layers[0].experts.values())).self_attn.q_proj.weight.dtype
+        return self.layer(0).expert("understanding").self_attn.q_proj.weight.dtype
+
+    def dead_modules(self) -> list[nn.Module]:
+        """Parts of the understanding expert after its last keys and values: nothing reads what they would compute."""
+        expert = self.layer(-1).expert("understanding")
+        attention = expert.self_attn
+        dead = [attention.q_proj, attention.o_proj, expert.mlp, expert.post_attention_layernorm]
+        dead += [attention.q_norm] if isinstance(attention, Qwen3VLTextAttention) else []
+        return [*dead, self.final_norms["understanding"]]
 
     def _query_dtype(self, device: str) -> torch.dtype:
         """What the projections put out: autocast decides where it is on. (The meta device knows no autocast.)"""
@@ -253,9 +280,10 @@ class MixtureOfTransformers(nn.Module):
                 wanted if is_last else [True] * len(blocks),
             )
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                streams, keys_values = checkpoint(layer, *arguments, use_reentrant=False)
+                output: Any = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                streams, keys_values = layer(*arguments)
+                output = layer(*arguments)
+            streams, keys_values = output
             cache.append(keys_values)
             if trace is not None:
                 trace.append(list(streams))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .architecture import Architecture
+from .architecture import CAMERA_SLOTS, Architecture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -188,55 +188,65 @@ class InternVL3FrontEnd(VisionLanguage):
 
 
 class TinyFrontEnd(VisionLanguage):
-    """A convolutional stem that keeps positions: tiny. Small moving objects reward it (facts: sims)."""
+    """Convolutions that keep positions: tiny. Per view, a grid of image tokens and one token of keypoint coordinates.
+
+    Small moving objects reward a tower that says where things are to a fraction of a cell (facts: sims).
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        vision = architecture.vision
-        rows, columns = vision.grid
-        self.vision_tower = TinyVisionTower(vision.hidden, vision.depth, vision.patch_size, (rows, columns))
+        vision, width = architecture.vision, architecture.understanding.hidden
+        self.vision_tower = TinyVisionTower(vision.hidden, vision.depth, vision.patch_size, vision.image_size)
         self.projector = nn.Sequential(
-            nn.LayerNorm(4 * vision.hidden),
-            nn.Linear(4 * vision.hidden, vision.mlp),
-            nn.GELU(),
-            nn.Linear(vision.mlp, architecture.understanding.hidden),
+            nn.LayerNorm(4 * vision.hidden), nn.Linear(4 * vision.hidden, vision.mlp), nn.GELU(), nn.Linear(vision.mlp, width)
         )
+        self.keypoint_projector = nn.Sequential(
+            nn.Linear(2 * vision.hidden, vision.mlp), nn.GELU(), nn.Linear(vision.mlp, width)
+        )
+        self.view_embedding = nn.Parameter(torch.zeros(len(CAMERA_SLOTS), 1, width))
 
     def encode_images(self, images: Tensor) -> Tensor:
         size = self.architecture.vision.image_size
         if tuple(images.shape[-2:]) != tuple(size):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        features = self.vision_tower(images * 2.0 - 1.0)
-        merged = F.pixel_unshuffle(features, 2).flatten(2).transpose(1, 2)
-        return self.projector(merged)
+        cells, keypoints = self.vision_tower(images * 2.0 - 1.0)
+        merged = F.pixel_unshuffle(cells, 2).flatten(2).transpose(1, 2)
+        return torch.cat([self.projector(merged), self.keypoint_projector(keypoints.flatten(1))[:, None]], dim=1)
+
+    def frame_images(self, tokens: Tensor) -> Tensor:
+        return tokens + self.view_embedding[: tokens.shape[1]]
 
 
 class TinyVisionTower(nn.Module):
-    """Strided convolutions to one cell per patch, a learned position per cell, residual convolutions."""
+    """Strided convolutions to one cell per patch, and the places where learned features are strongest."""
 
-    def __init__(self, hidden: int, depth: int, patch_size: int, grid: tuple[int, int]) -> None:
+    def __init__(self, hidden: int, depth: int, patch_size: int, image_size: tuple[int, int]) -> None:
+        from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
+
         super().__init__()
+        rows, columns = image_size
         # Four pixels at once, then halves: most of the work would otherwise go into full-resolution maps.
-        stem: list[nn.Module] = []
-        fan_in, fan_out, scale = 3, hidden // 2, 4
-        while scale <= patch_size:
-            is_first = scale == 4
-            stem += [nn.Conv2d(fan_in, fan_out, 4, stride=4) if is_first else nn.Conv2d(fan_in, fan_out, 3, 2, padding=1)]
-            stem += [nn.GroupNorm(8, fan_out), nn.GELU()]
-            fan_in, fan_out, scale = fan_out, hidden, scale * 2
-        self.stem = nn.Sequential(*stem)
-        self.position = nn.Parameter(torch.zeros(1, hidden, *grid))
+        self.stem = nn.Sequential(nn.Conv2d(3, hidden // 2, 4, stride=4), nn.GroupNorm(8, hidden // 2), nn.GELU())
+        self.detector = nn.Sequential(nn.Conv2d(hidden // 2, hidden // 2, 3, padding=1), nn.GELU())
+        self.keypoints = SpatialSoftmax((hidden // 2, rows // 4, columns // 4), num_kp=hidden)
+        down: list[nn.Module] = []
+        for scale in range(2, patch_size.bit_length() - 1):
+            fan_in = hidden // 2 if scale == 2 else hidden
+            down += [nn.Conv2d(fan_in, hidden, 3, 2, padding=1), nn.GroupNorm(8, hidden), nn.GELU()]
+        self.down = nn.Sequential(*down)
+        self.position = nn.Parameter(torch.zeros(1, hidden, rows // patch_size, columns // patch_size))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.GroupNorm(8, hidden), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1))
             for _ in range(depth)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, height, width] in [-1, 1] -> [N, hidden, rows, columns]."""
-        hidden = self.stem(images) + self.position
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3, height, width] in [-1, 1] -> cells [N, hidden, rows, columns], keypoints [N, hidden, (x, y)] in [-1, 1]."""
+        fine = self.stem(images)
+        hidden = self.down(fine) + self.position
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        return hidden
+        return hidden, self.keypoints(fine + self.detector(fine))
 
 
 FRONT_ENDS: dict[str, type[VisionLanguage]] = {
