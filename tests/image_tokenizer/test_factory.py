@@ -78,6 +78,19 @@ def test_a_folder_with_nvidia_files_is_read_as_the_released_size(tmp_path: Path)
         load_image_tokenizer(tmp_path)
 
 
+def test_nvidia_files_of_another_size_load_if_the_model_expects_that_size(tmp_path: Path):
+    write_jit_pair(tmp_path, torch.float32)
+    loaded = load_image_tokenizer(tmp_path, spec=TINY)
+    assert torch.equal(loaded.encode(inputs()["image_b"]), golden_tokenizer().encode(inputs()["image_b"]))
+
+
+def test_a_tokenizer_with_other_latents_than_the_model_expects_is_refused(tmp_path: Path):
+    golden_tokenizer().save_pretrained(tmp_path)
+    assert load_image_tokenizer(tmp_path, spec=TINY)
+    with pytest.raises(InternVLAError, match=r"16 latent channels.* 8 pixels; the model expects 48 and 4 \(haar\)"):
+        load_image_tokenizer(tmp_path, spec=HAAR)
+
+
 def test_mixed_stored_dtypes_need_a_decision(tmp_path: Path):
     golden_tokenizer().save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"

@@ -177,10 +177,9 @@ FIRST: dict[str, Any] = {"kind": "FloatStorage", "count": 108, "offset": 0, "siz
 )
 def test_a_tensor_stays_within_its_storage(tmp_path: Path, change: dict[str, Any], message: str):
     path = traced(tmp_path / "small.jit")
-    sizes = {
-        record.file_size: record.filename for record in zipfile.ZipFile(path).infolist() if "/data/" in record.filename
-    }
-    first = FIRST | {"key": sizes[432].rpartition("/")[2]}
+    records = zipfile.ZipFile(path).infolist()
+    by_size = {record.file_size: record.filename for record in records if "/data/" in record.filename}
+    first: dict[str, Any] = {**FIRST, "key": by_size[432].rpartition("/")[2]}
     assert list(read_torchscript_tensors(with_tree(path, Pickled.module_with(**first)))) == ["w"]
     with pytest.raises(InternVLAError, match=message):
         read_torchscript_tensors(with_tree(path, Pickled.module_with(**{**first, **change})))

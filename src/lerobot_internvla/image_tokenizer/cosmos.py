@@ -308,7 +308,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
             )
         # diffusers notes where the weights came from; a folder of this machine says nothing to whom it is sent.
         tokenizer.register_to_config(_name_or_path="")  # pyright: ignore[reportUnknownMemberType]
-        return tokenizer.requires_grad_(False)
+        return tokenizer
 
     def to(self, *args: Any, **kwargs: Any) -> "CosmosImageTokenizer":  # pyright: ignore[reportIncompatibleVariableOverride]
         """As ``torch.nn.Module.to``. (diffusers' warns on every cast about float32 modules; there are none here.)"""

@@ -15,7 +15,7 @@ import torch
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.haar import CONFIG_NAME, HaarImageTokenizer
 from lerobot_internvla.image_tokenizer.protocol import ImageTokenizer
-from lerobot_internvla.image_tokenizer.spec import ImageTokenizerSpec
+from lerobot_internvla.image_tokenizer.spec import COSMOS_CI8X8, ImageTokenizerSpec
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 NVIDIA_FILES = ("encoder.jit", "decoder.jit", "encoder.safetensors", "decoder.safetensors")
@@ -57,6 +57,7 @@ def load_image_tokenizer(
     subfolder: str | None = None,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
+    spec: ImageTokenizerSpec | None = None,
 ) -> ImageTokenizer:
     """Load a folder written by ``save_pretrained``, or one with NVIDIA's CI8x8 files, from disk or from the Hub.
 
@@ -65,11 +66,24 @@ def load_image_tokenizer(
         subfolder: inside of ``source``, for example "image_tokenizer" in a checkpoint.
         revision: branch, tag or commit on the Hub.
         dtype: of the parameters; None keeps the stored one.
+        spec: what a model expects; a tokenizer with other latents is refused.
 
     Raises:
-        InternVLAError: not found, not an image tokenizer, incomplete, or diffusers is missing.
+        InternVLAError: not found, not an image tokenizer, incomplete, not what ``spec`` says, or diffusers is missing.
     """
     folder = _local_folder(source, subfolder, revision)
+    tokenizer = _load_folder(folder, dtype, spec)
+    if spec is not None:
+        expected = (spec.latent_channels, spec.compression)
+        if (tokenizer.latent_channels, tokenizer.compression) != expected:
+            raise InternVLAError(
+                f"The image tokenizer in {folder} has {tokenizer.latent_channels} latent channels, one cell per "
+                f"{tokenizer.compression} pixels; the model expects {expected[0]} and {expected[1]} ({spec.kind})."
+            )
+    return tokenizer
+
+
+def _load_folder(folder: Path, dtype: torch.dtype | None, spec: ImageTokenizerSpec | None) -> ImageTokenizer:
     name = _class_name(folder)
     if name == "HaarImageTokenizer":
         return HaarImageTokenizer.from_pretrained(folder)
@@ -83,7 +97,7 @@ def load_image_tokenizer(
         _require_diffusers()
         from lerobot_internvla.image_tokenizer.cosmos_weights import load_cosmos_weights
 
-        return load_cosmos_weights(folder, dtype=dtype)
+        return load_cosmos_weights(folder, spec=spec or COSMOS_CI8X8, dtype=dtype)
     raise InternVLAError(
         f"{folder} is not an image tokenizer: expected a {CONFIG_NAME} whose _class_name is one of "
         f"{', '.join(CLASS_NAMES)} (it is {name!r}), or NVIDIA's {' and '.join(NVIDIA_FILES[:2])}. Found: "
