@@ -103,8 +103,9 @@ class InternVLAA1(nn.Module):
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
                     nn.init.normal_(module.weight, std=spread)
-                    if isinstance(module, nn.Linear) and module.bias is not None:
-                        nn.init.zeros_(module.bias)
+                    bias: nn.Parameter | None = getattr(module, "bias", None)
+                    if bias is not None:
+                        nn.init.zeros_(bias)
 
     def dead_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters that exist in the checkpoint but that no output of training depends on.
@@ -113,14 +114,7 @@ class InternVLAA1(nn.Module):
         untied lm_head (2b) are never computed. They are frozen, so that neither the optimizer nor DDP carries them.
         """
         names = {id(p): name for name, p in self.named_parameters()}
-        modules: list[nn.Module] = self.vision_language.dead_modules()
-        last: Any = self.mixture.layers[-1]
-        expert = last.experts["understanding"]
-        attention = expert.self_attn
-        modules += [attention.q_proj, attention.o_proj, expert.mlp, expert.post_attention_layernorm]
-        modules += [attention.q_norm] if hasattr(attention, "q_norm") else []
-        modules.append(self.mixture.final_norms["understanding"])
-        for module in modules:
+        for module in [*self.vision_language.dead_modules(), *self.mixture.dead_modules()]:
             for parameter in module.parameters():
                 yield names[id(parameter)], parameter
 
@@ -133,13 +127,13 @@ class InternVLAA1(nn.Module):
         """
         if "image_tokenizer" not in self._frozen:
             raise InternVLAError(
-                "This model has no image tokenizer, but foresight needs one. Pass image_tokenizer= when building it, or "
-                "policy.image_tokenizer=<folder or Hub id> on the command line."
+                "This model has no image tokenizer, but foresight needs one. Pass image_tokenizer= when building it, "
+                "or policy.image_tokenizer=<folder or Hub id> on the command line."
             )
         return self._frozen["image_tokenizer"]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "InternVLAA1":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]  # partly typed by torch
         # The tokenizer keeps its own dtype and follows the device only.
         tokenizer = self._frozen.get("image_tokenizer")
         device = self.action_head.state_proj.weight.device
@@ -157,13 +151,13 @@ class InternVLAA1(nn.Module):
         size = self.architecture.image_tokenizer.image_size
         if tuple(flat.shape[-2:]) != tuple(size):
             flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-        return self.image_tokenizer.encode(flat * 2.0 - 1.0).float().unflatten(0, leading)
+        return torch.unflatten(self.image_tokenizer.encode(flat * 2.0 - 1.0).float(), 0, leading)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images [B, V, 3, height, width] in [0, 1] of latents [B, V, C, h, w]."""
         images = self.image_tokenizer.decode(latents.flatten(0, 1)).float()
-        return ((images + 1.0) / 2.0).clamp(0.0, 1.0).unflatten(0, latents.shape[:2])
+        return torch.unflatten(((images + 1.0) / 2.0).clamp(0.0, 1.0), 0, latents.shape[:2])
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, S, 1, head_width / 2] of positions [axes, B, S] (one axis stands for all three)."""
@@ -243,7 +237,7 @@ class InternVLAA1(nn.Module):
         if self.foresight_head is not None:
             assert targets.future_images is not None
             frames = torch.cat([observation.images, targets.future_images[:, :, None]], dim=2)
-            latents, target_latents = self.encode_frames(frames).split([observation.images.shape[2], 1], dim=2)
+            latents, target_latents = torch.split(self.encode_frames(frames), [observation.images.shape[2], 1], dim=2)
             target_latents = target_latents[:, :, 0]
         context = self.embed(observation, latents)
         draws = noise.shape[0] // observation.state.shape[0]

@@ -27,6 +27,8 @@ from .token_blocks import Block
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [B, M, T, H]; keys after normalisation and rotation."""
+LayerOutput = tuple[list[Tensor], KeysValues]
+"""Hidden states per block [B, S, D], and the keys and values of everything seen so far."""
 DecoderLayer = Qwen3VLTextDecoderLayer | Qwen2DecoderLayer
 """The parameters of one expert in one layer. Its parts are called one by one, so LoRA may stand in for a projection."""
 
@@ -50,7 +52,8 @@ class BlockTables:
         """Tables of ``block`` for queries of ``dtype``."""
         cos, sin = block.cos.transpose(1, 2), block.sin.transpose(1, 2)
         # SDPA turns a boolean mask into these numbers by itself, three operations on every call.
-        bias = torch.zeros_like(block.visible_keys, dtype=dtype).masked_fill(~block.visible_keys, torch.finfo(dtype).min)
+        hidden = ~block.visible_keys
+        bias = torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
         return cls(block.expert, torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1), bias)
 
 
@@ -74,7 +77,7 @@ class RMSNorm(nn.Module):
 
 def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> DecoderLayer:
     """One stock decoder layer (Qwen3-VL text or Qwen2 geometry) with our norms."""
-    shared: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "hidden_size": width.hidden,
         "intermediate_size": width.mlp,
         "num_attention_heads": architecture.query_heads,
@@ -84,12 +87,12 @@ def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> Decod
         "rms_norm_eps": architecture.rms_norm_eps,
     }
     if architecture.qk_norm:
-        config = Qwen3VLTextConfig(**shared | {"attention_bias": architecture.qkv_bias})
-        layer = Qwen3VLTextDecoderLayer(config, layer_idx=0)
+        settings["attention_bias"] = architecture.qkv_bias
+        layer = Qwen3VLTextDecoderLayer(Qwen3VLTextConfig(**settings), layer_idx=0)
         for name in ("q_norm", "k_norm"):
             setattr(layer.self_attn, name, RMSNorm(architecture.head_width, architecture.rms_norm_eps))
     else:
-        layer = Qwen2DecoderLayer(Qwen2Config(**shared), layer_idx=0)
+        layer = Qwen2DecoderLayer(Qwen2Config(**settings), layer_idx=0)
     for name in ("input_layernorm", "post_attention_layernorm"):
         setattr(layer, name, RMSNorm(width.hidden, architecture.rms_norm_eps))
     return layer
@@ -172,7 +175,7 @@ class JointLayer(nn.Module):
         blocks: Sequence[BlockTables],
         past: KeysValues | None,
         needs_output: Sequence[bool],
-    ) -> tuple[list[Tensor], KeysValues]:
+    ) -> LayerOutput:
         """Run every block through this layer.
 
         Args:
@@ -280,9 +283,9 @@ class MixtureOfTransformers(nn.Module):
                 wanted if is_last else [True] * len(blocks),
             )
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                output: Any = checkpoint(layer, *arguments, use_reentrant=False)
+                output = cast(LayerOutput, checkpoint(layer, *arguments, use_reentrant=False))
             else:
-                output = layer(*arguments)
+                output = cast(LayerOutput, layer(*arguments))
             streams, keys_values = output
             cache.append(keys_values)
             if trace is not None:
