@@ -1,0 +1,5 @@
+"""Environments as LeRobot environment types. Importing this package registers them and imports no simulator."""
+
+from lerobot_internvla.envs.configuration_conveyor import ConveyorEnvConfig
+
+__all__ = ["ConveyorEnvConfig"]

@@ -1,0 +1,11 @@
+"""A dynamic two-arm task: pick the named parcel off a moving belt and put it into the named bin.
+
+``task``        what is asked and how hard it is, shared by every simulator
+``backend``     what a simulator has to offer, and the table of simulators
+``planar``      the 2-D simulator: world (physics), expert, drawing (OpenCV)
+``gym_env``     the Gymnasium environment that LeRobot steps
+``recording``   expert episodes -> LeRobotDataset
+``evaluation``  success of the expert and of doing nothing, by belt speed
+
+Importing this package imports neither OpenCV nor any environment.
+"""
