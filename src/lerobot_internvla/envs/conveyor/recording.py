@@ -217,7 +217,7 @@ def _create_dataset(root: Path, repo_id: str, simulator: Backend, image_size: in
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Silence what LeRobot's writer lets through per episode: x264's statistics and a progress bar per parquet table."""
+    """Silence what LeRobot's writer lets through per episode: x264's statistics, a progress bar per data table."""
     import av.logging
     from datasets import disable_progress_bars, enable_progress_bars
     from datasets.utils.logging import is_progress_bar_enabled

@@ -119,7 +119,8 @@ def resolve_task(
         problems.append(f"belt_speed {belt_speed}, expected 0 < slowest <= fastest <= 1 belt lengths per second")
     if problems:
         raise InternVLAError(
-            f"The conveyor task does not work out: {'; '.join(problems)}. Fix --env.task, --env.parcels or --env.belt_speed."
+            f"The conveyor task does not work out: {'; '.join(problems)}. "
+            "Fix --env.task, --env.parcels or --env.belt_speed."
         )
     task = TASKS[name]
     if parcels is not None:

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_internvla.envs.conveyor.task import CAMERAS, SIDES, Side
 from lerobot_internvla.envs.conveyor.planar.world import (
     BELT_HALF_WIDTH,
     BIN_CENTRES,
@@ -22,6 +21,7 @@ from lerobot_internvla.envs.conveyor.planar.world import (
     Parcel,
     PlanarWorld,
 )
+from lerobot_internvla.envs.conveyor.task import CAMERAS, SIDES, Side
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -52,7 +52,7 @@ ARM_BASES: dict[Side, tuple[float, float]] = {"left": (0.46, 0.56), "right": (0.
 LINK_LENGTH = 0.36
 MAX_BEND = 0.14
 OPEN_GAP, HOLDING_GAP, CLOSED_GAP = 0.062, 0.050, 0.016
-"""Half the distance between the fingers: open (a little more than half a parcel), around a parcel, closed on nothing."""
+"""Half the distance between the fingers: open (more than half a parcel), around a parcel, closed on nothing."""
 
 _SHIFT = 6  # OpenCV's fixed-point bits below one pixel
 

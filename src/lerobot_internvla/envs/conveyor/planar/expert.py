@@ -13,7 +13,6 @@ The lag of the grippers is undone exactly (dead-beat): to be at ``p`` in the nex
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_internvla.envs.conveyor.task import SIDES
 from lerobot_internvla.envs.conveyor.planar.world import (
     ACTION_HIGH,
     ACTION_LOW,
@@ -25,6 +24,7 @@ from lerobot_internvla.envs.conveyor.planar.world import (
     Gripper,
     PlanarWorld,
 )
+from lerobot_internvla.envs.conveyor.task import SIDES
 
 WATCH_STEPS = FPS // 2
 START_LINE = 0.25

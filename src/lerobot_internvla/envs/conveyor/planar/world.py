@@ -7,7 +7,7 @@ to the left of the direction of travel. Time in seconds, speeds in belt lengths 
 State and action are six numbers each, in the order of ``ACTION_NAMES``: where the grippers are, and where they should
 go (absolute). A gripper follows its target with a first-order lag and a speed limit, its fingers with a speed limit.
 A parcel is caught only if the gripper is within ``CATCH_RADIUS`` of it at the tick at which the fingers close, so
-at belt speed the gripper has to move along with it. Everything is a pure function of the random generator and the actions.
+at belt speed the gripper has to move along with it. Everything is a pure function of random generator and actions.
 """
 
 import math
