@@ -6,7 +6,7 @@ Gymnasium environment, recording and evaluation are written against these protoc
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from lerobot_internvla.envs.conveyor.task import NO_DISTURBANCES, ConveyorTask, 
 from lerobot_internvla.errors import InternVLAError
 
 
+@runtime_checkable
 class World(Protocol):
     """One episode at a time, a pure function of the generator given to ``reset`` and of the actions."""
 
@@ -41,12 +42,14 @@ class World(Protocol):
         ...
 
 
+@runtime_checkable
 class Expert(Protocol):
     """A scripted expert. Without memory: the action is a function of the present world."""
 
     def act(self, world: Any) -> NDArray[np.float32]: ...
 
 
+@runtime_checkable
 class _Module(Protocol):
     """The functions that a simulator's module provides."""
 
