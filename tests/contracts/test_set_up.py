@@ -82,7 +82,7 @@ class Checkout:
     def set_up(self, **settings: str) -> tuple[int, str]:
         """Exit code and output."""
         process = self.start(**settings)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
     def installs(self) -> int:
@@ -154,13 +154,13 @@ def test_a_moved_checkout_gets_a_new_environment(checkout: Checkout) -> None:
 def test_a_stopped_run_says_so_and_the_next_one_repairs_it(checkout: Checkout) -> None:
     checkout.add_python()
     stopped = checkout.start(FAKE_PIP="hangs")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not checkout.calls.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert_one_plain_sentence(checkout.set_up(), "already making .venv")  # a second one must not tear down the first
     stopped.send_signal(signal.SIGTERM)
-    output, _ = stopped.communicate(timeout=30)
+    output, _ = stopped.communicate(timeout=120)
     assert_one_plain_sentence((stopped.returncode, output), "interrupted")
     (checkout.root / ".venv" / "half-made").touch()
     code, output = checkout.set_up()
