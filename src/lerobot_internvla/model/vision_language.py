@@ -8,12 +8,12 @@ Axes: B batch, V views, N = B x V images, G patches of one image, n image tokens
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]  # partly typed by torch
 
 from .architecture import CAMERA_SLOTS, Architecture
 
@@ -41,7 +41,7 @@ class VisionLanguage(nn.Module, ABC):
     def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Call one tower block, recomputing it in the backward pass when checkpointing is on."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+            return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
         return block(*inputs)
 
     def embed_prompt(self, prompt_ids: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class VisionLanguage(nn.Module, ABC):
             [B, V x view_tokens + P, D]: views in slot order, then the prompt.
         """
         batch, views = images.shape[:2]
-        tokens = self.encode_images(images.flatten(0, 1)).unflatten(0, (batch, views))
+        tokens = torch.unflatten(self.encode_images(images.flatten(0, 1)), 0, (batch, views))
         text = self.embed_prompt(prompt_ids)
         return torch.cat([self.frame_images(tokens).flatten(1, 2).to(text.dtype), text], dim=1)
 
@@ -85,17 +85,17 @@ class Qwen3VLFrontEnd(VisionLanguage):
 
         super().__init__(architecture)
         vision = architecture.vision
-        config = Qwen3VLVisionConfig(
-            depth=vision.depth,
-            hidden_size=vision.hidden,
-            intermediate_size=vision.mlp,
-            num_heads=vision.heads,
-            patch_size=vision.patch_size,
-            out_hidden_size=architecture.understanding.hidden,
-            num_position_embeddings=vision.position_embeddings,
-            deepstack_visual_indexes=list(vision.deepstack_layers),
-        )
-        self.vision_tower = Qwen3VLVisionModel(config)
+        settings: dict[str, Any] = {
+            "depth": vision.depth,
+            "hidden_size": vision.hidden,
+            "intermediate_size": vision.mlp,
+            "num_heads": vision.heads,
+            "patch_size": vision.patch_size,
+            "out_hidden_size": architecture.understanding.hidden,
+            "num_position_embeddings": vision.position_embeddings,
+            "deepstack_visual_indexes": list(vision.deepstack_layers),
+        }
+        self.vision_tower = Qwen3VLVisionModel(Qwen3VLVisionConfig(**settings))
         # The grid never changes, so what the stock forward derives from it on every call is computed once.
         index, weight = _interpolated_positions(vision.grid, int(vision.position_embeddings**0.5))
         cos, sin = _patch_rotary(vision.grid, vision.hidden // vision.heads)
@@ -144,27 +144,31 @@ class Qwen3VLFrontEnd(VisionLanguage):
 class InternVL3FrontEnd(VisionLanguage):
     """InternVL3: 2b. ImageNet normalisation, class token dropped, 2x2 pixel shuffle, projector."""
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(self, architecture: Architecture) -> None:
         from transformers.models.internvl.configuration_internvl import InternVLConfig, InternVLVisionConfig
         from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLVisionModel
 
         super().__init__(architecture)
         vision = architecture.vision
-        vision_config = InternVLVisionConfig(
-            hidden_size=vision.hidden,
-            num_hidden_layers=vision.depth,
-            num_attention_heads=vision.heads,
-            intermediate_size=vision.mlp,
-            image_size=list(vision.image_size),
-            patch_size=[vision.patch_size, vision.patch_size],
-            attention_bias=vision.attention_bias,
-            use_qk_norm=False,
-        )
-        text_config = {"model_type": "qwen2", "hidden_size": architecture.understanding.hidden}
-        self.vision_tower = InternVLVisionModel._from_config(vision_config, attn_implementation="sdpa")
-        self.projector = InternVLMultiModalProjector(
-            InternVLConfig(vision_config=vision_config.to_dict(), text_config=text_config)
-        )
+        settings: dict[str, Any] = {
+            "hidden_size": vision.hidden,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp,
+            "image_size": list(vision.image_size),
+            "patch_size": [vision.patch_size, vision.patch_size],
+            "attention_bias": vision.attention_bias,
+            "use_qk_norm": False,
+        }
+        self.vision_tower = InternVLVisionModel(InternVLVisionConfig(**settings, attn_implementation="sdpa"))
+        both: dict[str, Any] = {
+            "vision_config": settings,
+            "text_config": {"model_type": "qwen2", "hidden_size": architecture.understanding.hidden},
+        }
+        self.projector = InternVLMultiModalProjector(InternVLConfig(**both))
         if architecture.untied_lm_head:
             self.lm_head = nn.Linear(architecture.understanding.hidden, architecture.vocabulary, bias=False)
         for name, values in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
@@ -182,7 +186,7 @@ class InternVL3FrontEnd(VisionLanguage):
         hidden = self.vision_tower.embeddings((images - self.image_mean) / self.image_std)
         for block in self.vision_tower.encoder.layer:
             hidden = self._run(block, hidden)
-        patches = hidden[:, 1:].unflatten(1, self.architecture.vision.grid)
+        patches = torch.unflatten(hidden[:, 1:], 1, self.architecture.vision.grid)
         merged = InternVLModel.pixel_shuffle(self, patches, scale_factor=0.5)  # pyright: ignore[reportArgumentType]
         return self.projector(merged.flatten(1, 2))
 
@@ -209,7 +213,7 @@ class TinyFrontEnd(VisionLanguage):
         size = self.architecture.vision.image_size
         if tuple(images.shape[-2:]) != tuple(size):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        cells, keypoints = self.vision_tower(images * 2.0 - 1.0)
+        cells, keypoints = self.vision_tower(images * 2.0 - 1.0, self._run)
         merged = F.pixel_unshuffle(cells, 2).flatten(2).transpose(1, 2)
         return torch.cat([self.projector(merged), self.keypoint_projector(keypoints.flatten(1))[:, None]], dim=1)
 
@@ -240,12 +244,15 @@ class TinyVisionTower(nn.Module):
             for _ in range(depth)
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, height, width] in [-1, 1] -> cells [N, hidden, rows, columns], keypoints [N, hidden, (x, y)] in [-1, 1]."""
+    def forward(self, images: Tensor, run: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        """[N, 3, height, width] in [-1, 1] -> cells [N, hidden, rows, columns], keypoints [N, hidden, (x, y)] in [-1, 1].
+
+        ``run`` calls one block (``VisionLanguage._run``: recomputed in the backward pass where that is asked for).
+        """
         fine = self.stem(images)
         hidden = self.down(fine) + self.position
         for block in self.blocks:
-            hidden = hidden + block(hidden)
+            hidden = hidden + run(block, hidden)
         return hidden, self.keypoints(fine + self.detector(fine))
 
 
@@ -264,7 +271,7 @@ def build_vision_language(architecture: Architecture) -> VisionLanguage:
 def _merge_order(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Reorder patches [.., rows * columns] from raster order to Qwen's order: 2x2 neighbours side by side."""
     rows, columns = grid
-    shaped = table.unflatten(-1, (rows // 2, 2, columns // 2, 2))
+    shaped = torch.unflatten(table, -1, (rows // 2, 2, columns // 2, 2))
     return shaped.transpose(-3, -2).flatten(-4)
 
 
