@@ -3,9 +3,7 @@
 from typing import Any
 
 import torch.nn.functional as F
-from lerobot.policies.common.vla_utils import (  # pyright: ignore[reportMissingTypeStubs]  # LeRobot has no types
-    create_sinusoidal_pos_embedding,
-)
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
 from .architecture import Architecture

@@ -162,8 +162,9 @@ class InternVL3FrontEnd(VisionLanguage):
             "patch_size": [vision.patch_size, vision.patch_size],
             "attention_bias": vision.attention_bias,
             "use_qk_norm": False,
+            "attn_implementation": "sdpa",
         }
-        self.vision_tower = InternVLVisionModel(InternVLVisionConfig(**settings, attn_implementation="sdpa"))
+        self.vision_tower = InternVLVisionModel(InternVLVisionConfig(**settings))
         both: dict[str, Any] = {
             "vision_config": settings,
             "text_config": {"model_type": "qwen2", "hidden_size": architecture.understanding.hidden},
@@ -202,7 +203,10 @@ class TinyFrontEnd(VisionLanguage):
         vision, width = architecture.vision, architecture.understanding.hidden
         self.vision_tower = TinyVisionTower(vision.hidden, vision.depth, vision.patch_size, vision.image_size)
         self.projector = nn.Sequential(
-            nn.LayerNorm(4 * vision.hidden), nn.Linear(4 * vision.hidden, vision.mlp), nn.GELU(), nn.Linear(vision.mlp, width)
+            nn.LayerNorm(4 * vision.hidden),
+            nn.Linear(4 * vision.hidden, vision.mlp),
+            nn.GELU(),
+            nn.Linear(vision.mlp, width),
         )
         self.keypoint_projector = nn.Sequential(
             nn.Linear(2 * vision.hidden, vision.mlp), nn.GELU(), nn.Linear(vision.mlp, width)
@@ -225,7 +229,7 @@ class TinyVisionTower(nn.Module):
     """Strided convolutions to one cell per patch, and the places where learned features are strongest."""
 
     def __init__(self, hidden: int, depth: int, patch_size: int, image_size: tuple[int, int]) -> None:
-        from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax
+        from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax  # pyright: ignore[reportMissingTypeStubs]
 
         super().__init__()
         rows, columns = image_size
@@ -245,7 +249,8 @@ class TinyVisionTower(nn.Module):
         )
 
     def forward(self, images: Tensor, run: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        """[N, 3, height, width] in [-1, 1] -> cells [N, hidden, rows, columns], keypoints [N, hidden, (x, y)] in [-1, 1].
+        """Images [N, 3, height, width] in [-1, 1] -> cells [N, hidden, rows, columns] and keypoints [N, hidden, (x, y)]
+        in [-1, 1].
 
         ``run`` calls one block (``VisionLanguage._run``: recomputed in the backward pass where that is asked for).
         """
