@@ -5,6 +5,7 @@ own commands do it by themselves. It stays light: transformers and diffusers are
 one that is missing is named then.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ try:
     __version__ = version("lerobot_policy_internvla_a1")
 except PackageNotFoundError:  # a checkout on PYTHONPATH: usable from Python, but LeRobot's commands will not find it
     __version__ = "0+not.installed"
+
+if "lerobot.datasets.factory" in sys.modules:  # only commands that train have it loaded; importing it would be slow
+    from .data.frame_cache import install
+
+    install()
 
 __all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs"]
 

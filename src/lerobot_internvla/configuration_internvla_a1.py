@@ -46,6 +46,8 @@ class InternVLAA1Config(PreTrainedConfig):
     n_action_steps: int = 50
     # Euler steps from noise to actions.
     num_inference_steps: int = 10
+    # Standard deviation of the noise that sampling starts from: 1 as in training, 0 for one deterministic answer.
+    noise_scale: float = 1.0
 
     # False trains and runs the ablation without the generation expert (no past and no future frames).
     use_foresight: bool = True
@@ -57,6 +59,10 @@ class InternVLAA1Config(PreTrainedConfig):
     fps: float | None = None
     # Weight of the foresight loss beside the action loss.
     lambda_gen: float = 0.01
+
+    # Keep decoded camera frames in memory, up to this many GB in every loader process; 0 decodes for every sample.
+    # For small datasets: three moments per camera are slow to decode without torchcodec.
+    cache_frames_gb: float = 0.0
 
     # Which camera is which: {"head": "observation.images.top", "left_wrist": ...}. None: known names are recognised.
     camera_slots: dict[str, str] | None = None
@@ -154,8 +160,9 @@ class InternVLAA1Config(PreTrainedConfig):
                 f"n_action_steps={self.n_action_steps} is larger than chunk_size={self.chunk_size}: a chunk holds only "
                 "chunk_size actions. Lower n_action_steps or raise chunk_size"
             )
-        if self.lambda_gen < 0:
-            problems.append(f"lambda_gen={self.lambda_gen}: must not be negative")
+        for name in ("lambda_gen", "noise_scale", "cache_frames_gb"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}={getattr(self, name)}: must not be negative")
         problems += self._interval_problems()
         if not self.use_foresight:
             if self.save_predicted_video:

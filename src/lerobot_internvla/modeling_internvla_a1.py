@@ -12,11 +12,13 @@ weights; actions enter and leave in robot units, absolute, on every path (docs/a
 # No `from __future__ import annotations` here: LeRobot reads the annotation of __init__'s config as a class.
 
 import logging
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from draccus.utils import DecodingError
 from huggingface_hub import snapshot_download
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
@@ -78,8 +80,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         architecture = config.architecture
+        # Not written back to the configuration: a fine-tune on other cameras would inherit the old names.
         self.camera_slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
-        config.camera_slots = dict(self.camera_slots)
         self._read_metadata(dataset_meta)
 
         state_dim, action_dim = config.robot_state_feature.shape[0], config.action_feature.shape[0]
@@ -212,12 +214,14 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if self.config.weights_dtype == "float32":
             return
         dtype = getattr(torch, self.config.weights_dtype)
-        for part in (self.model.vision_language, self.model.mixture):
+        front_end = self.model.vision_language
+        rounded = [self.model.mixture, *([front_end] if front_end.may_be_rounded else [])]
+        for part in rounded:
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd | nn.LayerNorm):
                     for parameter in module.parameters(recurse=False):
                         parameter.data = parameter.data.to(dtype)
-        for parameter in self.model.vision_language.parameters(recurse=True):
+        for parameter in front_end.parameters() if front_end.may_be_rounded else ():
             parameter.data = parameter.data.to(dtype)
 
     def _apply_freezing(self) -> None:
@@ -252,11 +256,18 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """Attention and MLP projections of ``config.peft_experts``; their heads are trained in full."""
         experts = [name for name in self.config.peft_experts if name != "foresight" or self.config.use_foresight]
         projections = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+        last = len(self.model.mixture.layers) - 1
+        dead = rf"layers\.{last}\.experts\.understanding\.(self_attn\.[qo]_proj|mlp)"  # see dead_parameters
         heads = {"foresight": "model.foresight_head", "action": "model.action_head"}
         return {
-            "target_modules": rf"model\.mixture\.layers\.\d+\.experts\.({'|'.join(experts)})\.{projections}",
+            "target_modules": rf"model\.mixture\.(?!{dead})layers\.\d+\.experts\.({'|'.join(experts)})\.{projections}",
             "modules_to_save": [heads[name] for name in experts if name in heads],
         }
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        """Called by LeRobot before it wraps the policy: the statistics travel with the adapter, whatever it adapts."""
+        super()._validate_peft_config(peft_config)
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), "action_space"})
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -309,19 +320,18 @@ class InternVLAA1Policy(PreTrainedPolicy):
                     allow_patterns=["*.json", "*.safetensors"],
                 )
             )
-        if config is None:
-            loaded = InternVLAA1Config.from_pretrained(folder)
-            assert isinstance(loaded, InternVLAA1Config)
-            config = loaded
+        config = config or cls._read_config(folder)
         refits = config.statistics == "dataset" and (dataset_meta is not None or bool(dataset_stats))
         # The metadata decides joint names and with them which joints are relative, so the policy is built with it.
         policy = cls(config, dataset_meta=dataset_meta, checkpoint_folder=folder)
         # The ablation without the generation expert may start from a full checkpoint.
         ablated = () if config.use_foresight else ("foresight_head.", "experts.foresight.", "final_norms.foresight.")
         weights = folder / "model.safetensors"
-        if refits:
-            policy._adopt_statistics(dataset_stats, dataset_meta)
-            logger.info("Normalisation: statistics of the given dataset replace those of the checkpoint.")
+        if refits or config.use_peft:
+            if refits:
+                policy._adopt_statistics(dataset_stats, dataset_meta)
+                logger.info("Normalisation: statistics of the given dataset replace those of the checkpoint.")
+            # An adapter brings its own statistics; those of its base model may be another robot's.
             with policy.action_space.keeping_own_statistics():
                 load_weights(policy, weights, keep_ours=("action_space.",), drop_theirs=ablated)
         else:
@@ -329,6 +339,19 @@ class InternVLAA1Policy(PreTrainedPolicy):
         policy.to(config.device)
         policy.eval()
         return policy
+
+    @staticmethod
+    def _read_config(folder: Path) -> InternVLAA1Config:
+        try:
+            config = InternVLAA1Config.from_pretrained(folder)
+        except (OSError, ValueError, DecodingError) as error:
+            raise InternVLAError(f"The configuration in {str(folder)!r} cannot be used: {error}") from error
+        if not isinstance(config, InternVLAA1Config):
+            raise InternVLAError(
+                f"{str(folder)!r} holds a policy of type {config.type!r}, expected {InternVLAA1Policy.name!r}. Load it "
+                "with LeRobot's own class, or pass the folder of an InternVLA-A1 checkpoint."
+            )
+        return config
 
     # ------------------------------------------------------------------ batch -> values
 
@@ -366,10 +389,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """The model's input; ``views`` hold past and now, or now alone without foresight."""
         device = views.device
         batch_size, n_views = views.shape[:2]
-        tasks = batch.get("task", [""] * batch_size)
-        prompt_ids, prompt_is_valid = self.prompt_builder(
-            [tasks] * batch_size if isinstance(tasks, str) else list(tasks)
-        )
+        tasks = batch.get("task", "")
+        tasks = [tasks] * batch_size if isinstance(tasks, str) else list(tasks)
+        if len(tasks) != batch_size:
+            raise InternVLAError(f"The batch has {batch_size} samples but {len(tasks)} tasks; pass one per sample.")
+        prompt_ids, prompt_is_valid = self.prompt_builder(tasks)
         vocabulary = self.config.architecture.vocabulary
         if int(prompt_ids.max()) >= vocabulary:  # still on the CPU: no synchronisation
             raise InternVLAError(
@@ -508,6 +532,28 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self._history: FrameHistory[dict[str, Tensor]] = FrameHistory(self.config.interval_frames)
         self.last_predicted_latents = self._imagined_latents = None
+        self._driver: int | None = None
+
+    def _claim(self, batch_size: int) -> None:
+        """Refuse a second caller between two resets: queue and history belong to one rollout.
+
+        With max_parallel_tasks > 1 ``lerobot-eval`` lets several threads share one policy, each of which resets it. The
+        first to act after a reset drives it; whoever acts beside the driver is told, so nothing is mixed up unnoticed.
+        """
+        thread = threading.get_ident()
+        if self._driver is None:
+            self._driver = thread
+        if self._driver != thread:
+            raise InternVLAError(
+                "Two threads drive one policy, but its action queue and frame history belong to one rollout at a time. "
+                "Run lerobot-eval with --env.max_parallel_tasks=1 (several environments at once: --eval.batch_size), or "
+                "give each thread a policy of its own."
+            )
+        if self._action_queue and self._action_queue[0].shape[0] != batch_size:
+            raise InternVLAError(
+                f"The batch changed from {self._action_queue[0].shape[0]} to {batch_size} environments within an "
+                "episode. Call policy.reset() when a rollout begins."
+            )
 
     def _past_and_now(self, cameras: dict[str, Tensor]) -> dict[str, Tensor]:
         """[B, 2, 3, H, W] per slot (1 frame without foresight), whatever the caller gave."""
@@ -521,7 +567,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 "an episode. select_action keeps the history by itself; or pass frames [B, 2, 3, H, W] (past, now)."
             )
             self._told_no_history = True
-        now = {slot: frames if frames.ndim == 4 else frames[:, 0] for slot, frames in cameras.items()}
+        now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
         return {slot: torch.stack([frames, frames], dim=1) for slot, frames in now.items()}
 
     def _prefill(self, batch: dict[str, Any], with_foresight: bool) -> Prefill:
@@ -537,7 +583,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         architecture = self.config.architecture
         if noise is None:
             shape = (state.shape[0], self.config.chunk_size, architecture.max_action_dim)
-            noise = torch.randn(shape, device=state.device, dtype=torch.float32)
+            noise = self.config.noise_scale * torch.randn(shape, device=state.device, dtype=torch.float32)
         actions = self.model.sample_actions(prefill, noise, self.config.num_inference_steps)
         return self.action_space.decode_actions(actions, state)
 
@@ -547,7 +593,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
         Args:
             batch: an observation; cameras [B, 2, 3, H, W] (past, now), or [B, 3, H, W] as at the start of an episode.
-            noise: [B, chunk_size, max_action_dim]; None draws it.
+            noise: [B, chunk_size, max_action_dim]; None draws it with standard deviation ``config.noise_scale``.
         """
         self.eval()
         with self._autocast():
@@ -586,6 +632,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """
         self.eval()
         cameras = self._cameras(batch)
+        self._claim(next(iter(cameras.values())).shape[0])
         if self.config.use_foresight:
             now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
             self._history.push(now)

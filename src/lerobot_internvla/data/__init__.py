@@ -1,0 +1,1 @@
+"""What training needs of a dataset beyond LeRobot's own loader."""
