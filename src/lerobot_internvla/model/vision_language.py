@@ -24,6 +24,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class VisionLanguage(nn.Module, ABC):
     """Views and prompt -> understanding tokens. Subclasses provide ``encode_images`` and their towers."""
 
+    may_be_rounded = True
+    """Whether bfloat16 weights (``policy.weights_dtype``) are good enough for this front end."""
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
@@ -197,6 +200,8 @@ class TinyFrontEnd(VisionLanguage):
 
     Small moving objects reward a tower that says where things are to a fraction of a cell (facts: sims).
     """
+
+    may_be_rounded = False  # coordinates need more than 8 bits
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
