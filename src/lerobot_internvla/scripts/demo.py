@@ -163,8 +163,7 @@ def _step(title: str, command: list[str], *, done: bool, partial: Path | None = 
     if partial is not None and partial.exists():
         shutil.rmtree(partial)
     program = Path(sys.executable).parent / command[0]
-    # One thread computes, the other core decodes video: faster than two threads on matrices this small.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     begun = time.monotonic()
     result = subprocess.run([str(program), *command[1:]], env=environment, check=False)
     if result.returncode != 0:
