@@ -24,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "--network" not in sys.argv:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HOME"] = str(Path(_scratch, "huggingface"))  # cached statistics go there
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -235,6 +235,11 @@ def tiny_dataset(
         video_backend="pyav",
         # A keyframe every second frame: LeRobot reads frames in random order.
         rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=18, preset="veryfast") if video else None,
+        # One encoder thread per camera, instead of processes forked from a program that has threads; LeRobot drops
+        # frames when the queue is full.
+        streaming_encoding=video,
+        encoder_queue_maxsize=max(episode_lengths) + 1,
+        encoder_threads=1,
     )
     generator = np.random.default_rng(seed)
     with _quiet():
@@ -251,7 +256,7 @@ def tiny_dataset(
                 }
                 for view, (name, size) in enumerate(sizes.items()):
                     frame[f"{OBS_IMAGES}.{name}"] = _picture(
-                        size, view, across=path[tick, 0], down=path[tick, 1 % joints]
+                        size, view, across=float(path[tick, 0]), down=float(path[tick, 1 % joints])
                     )
                 dataset.add_frame(frame)
             dataset.save_episode()
