@@ -99,12 +99,12 @@ def build_decoder_layer(architecture: Architecture, width: ExpertWidth) -> Decod
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of ``x`` [B, heads, S, H]; the angles are float32 in every precision mode.
+    """Rotary embedding of ``x`` [B, heads, S, H]; angles and result are float32 in every precision mode.
 
     The two halves of a head are the two coordinates that turn, so swapping them is a roll by half the width, and the
     sign of the second term sits in ``sin``.
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor) -> Tensor:
@@ -123,7 +123,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor) -> Tenso
     groups = key.shape[1]
     folded = query.reshape(batch, groups, heads // groups * length, width)
     out = F.scaled_dot_product_attention(folded, key, value, attn_mask=key_bias)
-    return out.reshape(batch, heads, length, width).transpose(1, 2).flatten(2)
+    # Back into tokens with one copy, whatever layout the backend chose for its result.
+    return out.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 class JointLayer(nn.Module):
