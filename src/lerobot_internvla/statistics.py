@@ -695,7 +695,7 @@ def _read_cache(path: Path, fingerprint: str) -> Statistics | None:
         return statistics
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InternVLAError, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("Replacing the damaged statistics cache %s: %s", path, error)
         return None
 
