@@ -1,7 +1,7 @@
 """A LeRobot robot without hardware: ``--robot.type=wandering``. Importing this file registers it.
 
 Its joints jump to other values on every tick, so a target that depends on the state of the wrong tick is seen at once.
-LeRobot looks for the class next to its configuration, in a module that can be imported by name: hence a file of its own.
+LeRobot looks for the class next to its configuration, in a module that can be imported by name: hence its own file.
 """
 
 from dataclasses import dataclass, field

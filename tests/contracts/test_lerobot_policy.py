@@ -22,6 +22,7 @@ from lerobot.policies.factory import get_policy_class, make_policy_config
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch.utils.data import DataLoader
 
+from lerobot_internvla import InternVLAError
 from lerobot_internvla.envs import ConveyorEnvConfig
 
 NAME = "internvla_a1"
@@ -163,5 +164,5 @@ def test_a_policy_from_the_environment_alone_says_that_it_has_no_statistics():
         "observation.state": torch.zeros(1, policy.action_space.state_dim),
         **{key: torch.zeros(1, 3, 64, 64) for key in policy.config.image_features},
     }
-    with pytest.raises(ValueError, match="no statistics"):
+    with pytest.raises(InternVLAError, match="no statistics"):
         policy.select_action(observation)
