@@ -263,5 +263,5 @@ print("compiled")
 
 def test_encode_and_decode_compile_to_one_graph():
     # In a process of its own: the shape checks of the test session are no part of the library's graph.
-    finished = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300)
+    finished = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=600)
     assert finished.stdout.strip() == "compiled", finished.stderr

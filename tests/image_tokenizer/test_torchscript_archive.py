@@ -120,20 +120,20 @@ def test_malicious_code_in_the_archive_does_not_run(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "victim",
+    ("victim", "message"),
     [
-        Exploit(getattr, nn.Linear, "forward"),
-        Exploit(torch.load, "somewhere"),
-        Exploit(OrderedDict, [("a", 1)]),
-        Exploit(torch.jit.load, "somewhere"),
-        torch.nn.Linear,
-        {"weight": Exploit(bytearray, 10)},
+        (Exploit(getattr, nn.Linear, "forward"), r"wants to call __builtin__\.getattr"),
+        (Exploit(torch.load, "somewhere"), r"wants to call torch\.serialization\.load"),
+        (Exploit(OrderedDict, [("a", 1)]), r"wants to call collections\.OrderedDict"),
+        (Exploit(torch.jit.load, "somewhere"), r"wants to call torch\.jit\._serialization\.load"),
+        ({"weight": Exploit(bytearray, 10)}, r"wants to call __builtin__\.bytearray"),
+        (nn.Linear, "expected Object, found Name"),
     ],
-    ids=["getattr", "torch.load", "OrderedDict", "torch.jit.load", "class", "nested"],
+    ids=["getattr", "torch.load", "OrderedDict", "torch.jit.load", "nested", "class"],
 )
-def test_only_names_on_the_list_mean_anything(tmp_path: Path, victim: Any):
+def test_only_names_on_the_list_mean_anything(tmp_path: Path, victim: Any, message: str):
     path = with_tree(traced(tmp_path / "small.jit"), pickle.dumps(victim, 2))
-    with pytest.raises(InternVLAError, match=r"wants to call|expected Object|instruction"):
+    with pytest.raises(InternVLAError, match=message):
         read_torchscript_tensors(path)
 
 

@@ -83,7 +83,7 @@ def load_cosmos_weights(
     tokenizer.load_state_dict(
         {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in state.items()}, assign=True
     )
-    return tokenizer.requires_grad_(False)
+    return tokenizer
 
 
 def cosmos_state_dict_from(
