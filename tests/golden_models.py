@@ -1,7 +1,7 @@
 """Golden model folders, complete: the shipped subset plus the weights, which are drawn again instead of stored.
 
-The reference's golden weights were random numbers from one seeded CPU generator. ``config.json`` records the recipe and the
-last value of every tensor, which proves that torch still draws the same numbers.
+The reference's golden weights were random numbers from one seeded CPU generator. ``config.json`` records the recipe and
+the last value of every tensor, which proves that torch still draws the same numbers.
 """
 
 import json

@@ -192,14 +192,15 @@ class InternVLAA1Config(PreTrainedConfig):
             return []
         if self.fps is None:
             return [
-                f"foresight_interval_s={self.foresight_interval_s} needs the frame rate: pass --policy.fps=<dataset fps> "
-                "(LeRobot picks frames before the policy can see the dataset), or give foresight_interval in frames"
+                f"foresight_interval_s={self.foresight_interval_s} needs the frame rate: pass "
+                "--policy.fps=<dataset fps> (LeRobot picks frames before the policy can see the dataset), or give "
+                "foresight_interval in frames"
             ]
         frames = self.foresight_interval_s * self.fps
         if frames < 0.5 or abs(frames - round(frames)) > 1e-3 * max(1.0, frames):
             return [
-                f"foresight_interval_s={self.foresight_interval_s} is {frames:.3f} frames at {self.fps} fps, not a whole "
-                f"number; the nearest interval that fits is {max(1, round(frames)) / self.fps:.4f} s"
+                f"foresight_interval_s={self.foresight_interval_s} is {frames:.3f} frames at {self.fps} fps, not a "
+                f"whole number; the nearest interval that fits is {max(1, round(frames)) / self.fps:.4f} s"
             ]
         return []
 

@@ -15,7 +15,7 @@ import logging
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from draccus.utils import DecodingError
@@ -38,7 +38,7 @@ from .images import content_box, content_mask, letterbox
 from .model.flow import draw_noise_and_time
 from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
-from .statistics import statistics_from_dataset, statistics_from_lerobot_stats
+from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
 from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         InternVLAError: features, cameras or joints that do not fit; a missing dependency, by name.
     """
 
-    config_class = InternVLAA1Config
-    name = "internvla_a1"
+    config_class = InternVLAA1Config  # pyright: ignore[reportAssignmentType]  # LeRobot declares None for subclasses
+    name = "internvla_a1"  # pyright: ignore[reportAssignmentType]
     config: InternVLAA1Config
     _fsdp_wrap_modules: ClassVar[list[str]] = ["JointLayer"]
     _no_split_modules: ClassVar[list[str]] = ["JointLayer"]
@@ -84,13 +84,15 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.camera_slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
         self._read_metadata(dataset_meta)
 
-        state_dim, action_dim = config.robot_state_feature.shape[0], config.action_feature.shape[0]
+        state, action = config.robot_state_feature, config.action_feature
+        assert state is not None and action is not None, "validate_features has seen both"
+        state_dim, action_dim = state.shape[0], action.shape[0]
         self.action_space = ActionSpace(
             state_dim=state_dim,
             action_dim=action_dim,
             max_state_dim=architecture.max_state_dim,
             max_action_dim=architecture.max_action_dim,
-            representation=config.action_representation,
+            representation=cast(Representation, config.action_representation),  # one of its words: the config checks
             relative_mask=self._relative_mask(state_dim, action_dim),
         )
         tokenizer = self._load_image_tokenizer(checkpoint_folder) if config.use_foresight else None
@@ -181,9 +183,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if spec.kind == "haar":
             return build_image_tokenizer(spec)
         raise InternVLAError(
-            f"Foresight of variant {config.variant!r} needs the weights of the Cosmos CI8x8 image tokenizer, which this "
-            "package does not ship (NVIDIA Open Model License). Pass --policy.image_tokenizer=<folder or Hub id>: a folder "
-            "with encoder.jit and decoder.jit, a safetensors pair, or a converted folder. Without foresight: "
+            f"Foresight of variant {config.variant!r} needs the weights of the Cosmos CI8x8 image tokenizer, which "
+            "this package does not ship (NVIDIA Open Model License). Pass --policy.image_tokenizer=<folder or Hub id>: "
+            "a folder with encoder.jit and decoder.jit, a safetensors pair, or a converted folder. Without foresight: "
             "--policy.use_foresight=false."
         )
 
@@ -193,7 +195,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if dataset_meta is not None:
             statistics = statistics_from_dataset(
                 dataset_meta,
-                representation=config.action_representation,
+                representation=self.action_space.representation,
                 relative_mask=self.action_space.relative_mask,
                 chunk_size=config.chunk_size,
             )
@@ -202,7 +204,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         elif dataset_stats:
             raise InternVLAError(
                 "Relative actions need statistics of relative actions, and dataset_stats hold absolute ones. Pass "
-                "dataset_meta (LeRobotDataset.meta) as lerobot-train does, or set policy.action_space.set_statistics(...)."
+                "dataset_meta (LeRobotDataset.meta) as lerobot-train does, or set "
+                "policy.action_space.set_statistics(...)."
             )
         else:
             return False
@@ -235,12 +238,10 @@ class InternVLAA1Policy(PreTrainedPolicy):
         for name, modules in parts.items():
             if name in trained or (name == "foresight" and not config.use_foresight):
                 continue
-            experts = [layer.experts[name] for layer in model.mixture.layers]
-            norms = [model.mixture.final_norms[name]]
-            for module in [*modules, *experts, *norms]:
+            for module in [*modules, *model.mixture.layers_of(name), model.mixture.final_norms[name]]:
                 module.requires_grad_(False)
         if config.freeze_vision_encoder:
-            model.vision_language.vision_tower.requires_grad_(False)
+            model.vision_language.get_submodule("vision_tower").requires_grad_(False)
         for _, parameter in model.dead_parameters():
             parameter.requires_grad_(False)
 
@@ -306,8 +307,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
             name = str(pretrained_name_or_path)
             if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
                 raise InternVLAError(
-                    f"There is no checkpoint folder {name!r}. Pass the folder that holds config.json and model.safetensors "
-                    "(after lerobot-train: <output_dir>/checkpoints/last/pretrained_model), or a Hub id owner/name."
+                    f"There is no checkpoint folder {name!r}. Pass the folder that holds config.json and "
+                    "model.safetensors (after lerobot-train: <output_dir>/checkpoints/last/pretrained_model), or a Hub "
+                    "id owner/name."
                 )
             folder = Path(
                 snapshot_download(
@@ -375,8 +377,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if missing:
             cameras = sorted(k for k in batch if k.startswith("observation.image") and not k.endswith("_is_pad"))
             raise InternVLAError(
-                f"Missing cameras: {', '.join(missing)}. The batch holds: {', '.join(cameras) or 'none'}. The policy expects "
-                f'{self.camera_slots}; rename with --rename_map=\'{{"<theirs>": "{missing[0]}"}}\'.'
+                f"Missing cameras: {', '.join(missing)}. The batch holds: {', '.join(cameras) or 'none'}. The policy "
+                f'expects {self.camera_slots}; rename with --rename_map=\'{{"<theirs>": "{missing[0]}"}}\'.'
             )
         return {slot: batch[key] for slot, key in self.camera_slots.items()}
 
@@ -398,7 +400,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if int(prompt_ids.max()) >= vocabulary:  # still on the CPU: no synchronisation
             raise InternVLAError(
                 f"The text tokenizer produced id {int(prompt_ids.max())}, but the model knows {vocabulary} ids. "
-                f"policy.text_tokenizer={self.config.text_tokenizer!r} does not belong to variant {self.config.variant!r}."
+                f"policy.text_tokenizer={self.config.text_tokenizer!r} does not belong to variant "
+                f"{self.config.variant!r}."
             )
         present = batch.get(CAMERA_IS_PRESENT)
         if present is None:
@@ -498,16 +501,17 @@ class InternVLAA1Policy(PreTrainedPolicy):
         expected = len(config.image_observation_delta_indices)
         if any(count != expected for count in frames.values()):
             raise InternVLAError(
-                f"Training needs {expected} frames per camera (offsets {config.image_observation_delta_indices}), got {frames}. "
-                "lerobot-train asks the dataset for them by itself; in your own loop pass "
+                f"Training needs {expected} frames per camera (offsets {config.image_observation_delta_indices}), got "
+                f"{frames}. lerobot-train asks the dataset for them by itself; in your own loop pass "
                 "delta_timestamps={camera: [offset / fps ...]} to LeRobotDataset."
             )
         views = self._views({slot: f if f.ndim == 5 else f[:, None] for slot, f in cameras.items()})
         observation = self._observation(batch, views[:, :, :2])
         targets = self._targets(batch, cameras, views)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        batch_size, chunk_size, width = targets.actions.shape
         noise, time = draw_noise_and_time(
-            (targets.actions.shape[0] * config.flow_draws, *targets.actions.shape[1:]),
+            (batch_size * config.flow_draws, chunk_size, width),
             alpha=config.time_sampling_beta_alpha,
             beta=config.time_sampling_beta_beta,
             scale=config.time_sampling_scale,
@@ -546,8 +550,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if self._driver != thread:
             raise InternVLAError(
                 "Two threads drive one policy, but its action queue and frame history belong to one rollout at a time. "
-                "Run lerobot-eval with --env.max_parallel_tasks=1 (several environments at once: --eval.batch_size), or "
-                "give each thread a policy of its own."
+                "Run lerobot-eval with --env.max_parallel_tasks=1 (several environments at once: --eval.batch_size), "
+                "or give each thread a policy of its own."
             )
         if self._action_queue and self._action_queue[0].shape[0] != batch_size:
             raise InternVLAError(
@@ -563,8 +567,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
             return {slot: frames[:, :2] for slot, frames in cameras.items()}
         if not self._told_no_history:
             logger.warning(
-                "predict_action_chunk got single frames: the past frame is taken to be the current one, as at the start of "
-                "an episode. select_action keeps the history by itself; or pass frames [B, 2, 3, H, W] (past, now)."
+                "predict_action_chunk got single frames: the past frame is taken to be the current one, as at the "
+                "start of an episode. select_action keeps the history by itself; or pass frames [B, 2, 3, H, W] "
+                "(past, now)."
             )
             self._told_no_history = True
         now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}

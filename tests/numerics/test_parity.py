@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from lerobot_internvla.checkpoints.reference_layout import read_reference
 from lerobot_internvla.modeling_internvla_a1 import InternVLAA1Policy
 
 EXPECTED = {
-    "layer0.prefix", "layer2.suffix", "prefix_embs", "middle_embs", "suffix_embs", "prefix_out", "middle_out", "suffix_out",
-    "att_2d_masks", "position_ids", "x_t", "u_t", "v_t", "loss_action", "loss_gen", "loss", "cosmos_features_past_now",
-    "cosmos_features_future", "pred_cosmos_features", "infer.kv_after_middle.layer2.key", "infer.kv_after_middle.layer0.value",
-    "infer.middle_position_ids", "infer.suffix_position_ids", "infer.step0.v_t", "infer.step9.v_t", "infer.step9.time",
-    "sample_actions_4", "sample_actions_10", "eval_fp32_cosmos_bf16.sample_actions_10",
+    "layer0.prefix", "layer2.suffix", "prefix_embs", "middle_embs", "suffix_embs", "prefix_out", "middle_out",
+    "suffix_out", "att_2d_masks", "position_ids", "x_t", "u_t", "v_t", "loss_action", "loss_gen", "loss",
+    "cosmos_features_past_now", "cosmos_features_future", "pred_cosmos_features", "infer.kv_after_middle.layer2.key",
+    "infer.kv_after_middle.layer0.value", "infer.middle_position_ids", "infer.suffix_position_ids", "infer.step0.v_t",
+    "infer.step9.v_t", "infer.step9.time", "sample_actions_4", "sample_actions_10",
+    "eval_fp32_cosmos_bf16.sample_actions_10",
 }  # fmt: skip
 
 
@@ -64,17 +66,18 @@ def test_a_wrong_weight_is_noticed(golden_model: Path, tmp_path: Path):
     assert "prefix_embs" not in failures
 
 
-def policy_from(folder: Path, **changes: object) -> InternVLAA1Policy:
+def policy_from(folder: Path, **changes: Any) -> InternVLAA1Policy:
     """Our policy with a golden folder's weights, real dims as in the golden batch."""
     reference = read_reference(folder)
     spec = json.loads((folder / "config.json").read_text())["spec"]
+    image_tokenizer = str(folder.parent / f"{folder.name}_image_tokenizer")
     config = InternVLAA1Config(
         variant="3b" if "3b" in folder.name else "2b",
         architecture_overrides=dataclasses.asdict(reference.architecture),
         device="cpu",
         base_model=None,
         text_tokenizer="byte",
-        image_tokenizer=str(folder.parent / f"{folder.name}_image_tokenizer"),
+        image_tokenizer=image_tokenizer,
         image_tokenizer_dtype="float32",
         input_features={
             "observation.state": PolicyFeature(FeatureType.STATE, (spec["policy"]["state_dim"],)),
@@ -90,7 +93,7 @@ def policy_from(folder: Path, **changes: object) -> InternVLAA1Policy:
 
     tokenizer = CosmosImageTokenizer.from_spec(reference.architecture.image_tokenizer)
     tokenizer.load_state_dict(reference.image_tokenizer_state)
-    tokenizer.save_pretrained(config.image_tokenizer)
+    tokenizer.save_pretrained(image_tokenizer)
     policy = InternVLAA1Policy(config)
     policy.model.load_state_dict(reference.policy_state)
     policy.action_space.set_identity()
@@ -137,7 +140,7 @@ def test_policy_reproduces_the_reference_policy(golden_model: Path, monkeypatch:
 def test_positions_differ_from_the_reference_only_for_missing_cameras(
     golden_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The default numbers tokens at inference as in training. Same actions with all cameras; other actions without one."""
+    """The default numbers tokens at inference as in training: same actions with all cameras, others without one."""
     if "2b" in golden_model.name:
         pytest.skip("the 2B numbers tokens alike in training and at inference")
     policy = policy_from(golden_model)

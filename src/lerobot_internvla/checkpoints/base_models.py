@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
+from lerobot_internvla.model.vision_language import InternVL3FrontEnd
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def load_base_models(model: InternVLAA1, base_model: str | None, expert_warm_sta
         state = _read(base, "base_model", image_text=True)
         tower = "model.visual." if architecture.family == "qwen3_vl" else "model.vision_tower."
         front = model.vision_language
-        _copy(state, tower, front.vision_tower, base)
-        if architecture.family == "internvl3":
+        _copy(state, tower, front.get_submodule("vision_tower"), base)
+        if isinstance(front, InternVL3FrontEnd):
             _copy(state, "model.multi_modal_projector.", front.projector, base)
         _copy(state, "model.language_model.embed_tokens.", front.embed_tokens, base)
         _copy_layers(model, "understanding", state, "model.language_model.", base)
@@ -59,8 +60,8 @@ def _read(name: str, field: str, *, image_text: bool) -> dict[str, Tensor]:
 
 
 def _copy_layers(model: InternVLAA1, expert: str, state: dict[str, Tensor], prefix: str, source: str) -> None:
-    for index, layer in enumerate(model.mixture.layers):
-        _copy(state, f"{prefix}layers.{index}.", layer.experts[expert], source)
+    for index, layer in enumerate(model.mixture.layers_of(expert)):
+        _copy(state, f"{prefix}layers.{index}.", layer, source)
     _copy(state, f"{prefix}norm.", model.mixture.final_norms[expert], source)
 
 

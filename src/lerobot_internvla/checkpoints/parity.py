@@ -94,8 +94,9 @@ def check(folder: Path) -> list[Report]:
                 break
     if not reports:
         raise InternVLAError(
-            f"No golden data in {str(folder)!r}: expected a folder with config.json, model.safetensors and inputs.safetensors "
-            "(a model), image_processor.safetensors (preprocessing) or euler_times.safetensors (schedule), or a folder of such."
+            f"No golden data in {str(folder)!r}: expected a folder with config.json, model.safetensors and "
+            "inputs.safetensors (a model), image_processor.safetensors (preprocessing) or euler_times.safetensors "
+            "(schedule), or a folder of such."
         )
     return reports
 
@@ -169,9 +170,8 @@ def _check_training(
     present = observation.camera_is_present
     context = trace["context"]
     lengths = [h.shape[1] for h in trace["hidden"]]
-    understanding, foresight, _, _ = torch.cat(
-        [context.valid, torch.ones(len(present), lengths[3]).bool()], 1
-    ).split(lengths, 1)
+    valid = torch.cat([context.valid, torch.ones(len(present), lengths[3], dtype=torch.bool)], dim=1)
+    understanding, foresight, _, _ = valid.split(lengths, dim=1)
     suffix = torch.ones(len(present), lengths[2] + lengths[3], dtype=torch.bool)
 
     image_tokens = model.vision_language.encode_images(observation.images[:, :, -1].flatten(0, 1))
@@ -228,6 +228,7 @@ def _check_training(
     report.compare(
         "loss_action", (prediction.target_velocity - prediction.velocity).square(), get("loss_action"), LOSS_ENTRIES
     )
+    assert prediction.target_future_latents is not None and prediction.future_latents is not None
     report.compare("cosmos_features_past_now", trace["latents"], get("cosmos_features_past_now"), INTERMEDIATE)
     report.compare(
         "cosmos_features_future", prediction.target_future_latents, get("cosmos_features_future"), INTERMEDIATE
@@ -369,7 +370,10 @@ def _check_images(report: Report, model: InternVLAA1, observation: Observation, 
 def _check_released_precision(
     report: Report, model: InternVLAA1, observation: Observation, inputs: dict[str, Tensor], folder: Path
 ) -> None:
-    """float32 with a bfloat16 image tokenizer, as the released model is evaluated. bf16 convolutions differ by machine."""
+    """float32 with a bfloat16 image tokenizer, as the released model is evaluated.
+
+    bf16 convolutions differ by machine.
+    """
     golden = _optional(folder / "outputs_other_dtypes.safetensors")
     name = "eval_fp32_cosmos_bf16.sample_actions_10"
     if name not in golden:
@@ -402,9 +406,8 @@ def check_image_tokenizer(folder: Path) -> Report:
         "patch_size",
         "spatial_compression",
     )
-    tokenizer = CosmosImageTokenizer(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items() if k in accepted}
-    )
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items() if k in accepted}
+    tokenizer = CosmosImageTokenizer(**sizes)
     tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
     inputs, golden = load_file(folder / "inputs.safetensors"), load_file(folder / "outputs.safetensors")
     for name, images in inputs.items():
@@ -429,7 +432,8 @@ def check_schedule(folder: Path) -> Report:
         kind, _, dim = name.partition(".dim")
         if kind == "emb_f32" and dim.isdigit():
             time = embedding["t"]
-            ours = create_sinusoidal_pos_embedding(time, int(dim), MIN_PERIOD, MAX_PERIOD, time.device).float()
+            device: Any = time.device  # LeRobot's default of "cpu" makes it look like a string
+            ours = create_sinusoidal_pos_embedding(time, int(dim), MIN_PERIOD, MAX_PERIOD, device).float()
             report.compare(f"time {name}", ours, expected, 1e-6)
     return report
 

@@ -29,8 +29,8 @@ def load_weights(
     if not file.is_file():
         found = ", ".join(sorted(p.name for p in file.parent.iterdir())) if file.parent.is_dir() else "no such folder"
         raise InternVLAError(
-            f"There is no {file.name} in {str(file.parent)!r} (found: {found}). Pass the folder that holds config.json and "
-            f"{file.name}; a checkpoint of lerobot-train has it in <output_dir>/checkpoints/last/pretrained_model."
+            f"There is no {file.name} in {str(file.parent)!r} (found: {found}). Pass the folder that holds config.json "
+            f"and {file.name}; a checkpoint of lerobot-train has it in <output_dir>/checkpoints/last/pretrained_model."
         )
     ours, keep, drop = policy.state_dict(), tuple(keep_ours), tuple(drop_theirs)
     theirs: dict[str, Tensor] = {}
@@ -51,8 +51,8 @@ def load_weights(
             theirs = {name: handle.get_tensor(name) for name in names if name in wanted}
     except (SafetensorError, OSError) as error:
         raise InternVLAError(
-            f"{str(file)!r} ({file.stat().st_size:,} bytes) cannot be read as safetensors: {error}. It is truncated or not a "
-            "checkpoint; copy or download it again."
+            f"{str(file)!r} ({file.stat().st_size:,} bytes) cannot be read as safetensors: {error}. It is truncated or "
+            "not a checkpoint; copy or download it again."
         ) from error
     if dropped:
         logger.info("Not loaded, because this policy has no such part: %d tensors (e.g. %s).", len(dropped), dropped[0])

@@ -27,9 +27,8 @@ def main() -> int:
         for line in lines(report):
             if not arguments.quiet or not line.endswith("  ok"):
                 print("  " + line)
-        print(
-            f"  {len(report.rows)} tensors, {len(report.failures)} beyond tolerance, {len(report.skipped)} not in the folder"
-        )
+        total, beyond, absent = len(report.rows), len(report.failures), len(report.skipped)
+        print(f"  {total} tensors, {beyond} beyond tolerance, {absent} not in the folder")
     return 1 if any(report.failures for report in reports) else 0
 
 
