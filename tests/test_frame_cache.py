@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_dataset(root: Path) -> LeRobotDataset:
-    deltas = dict.fromkeys(CAMERAS, [-0.5, 0.0, 0.5])
+    deltas = {camera: [-0.5, 0.0, 0.5] for camera in CAMERAS}
     return LeRobotDataset("local/frames", root=root, video_backend="pyav", delta_timestamps=deltas, return_uint8=True)
 
 

@@ -1,12 +1,12 @@
 """Decode every episode's video once: frames kept in memory, for small datasets.
 
-Foresight reads three moments per camera. LeRobot's PyAV reader opens the file and decodes the whole span between them for
-every sample, which costs more than a training step of the tiny policy. With ``--policy.cache_frames_gb=<limit>`` the
-first sample of an episode decodes all of it, and every later sample reads memory.
+Foresight reads three moments per camera. LeRobot's PyAV reader opens the file and decodes the whole span between them
+for every sample, which costs more than a training step of the tiny policy. With ``--policy.cache_frames_gb=<limit>``
+the first sample of an episode decodes all of it, and every later sample reads memory.
 
-LeRobot offers no hook for this, so its function ``lerobot.datasets.factory.make_dataset`` is wrapped once when the plugin
-is imported: it calls the original and, only when the policy asks for a cache, gives the dataset's reader the class below.
-Frames come from LeRobot's own decoder; a test compares them bit by bit.
+LeRobot offers no hook for this, so its function ``lerobot.datasets.factory.make_dataset`` is wrapped once when the
+plugin is imported: it calls the original and, only when the policy asks for a cache, gives the dataset's reader the
+class below. Frames come from LeRobot's own decoder; a test compares them bit by bit.
 """
 
 import functools

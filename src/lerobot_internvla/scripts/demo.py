@@ -39,7 +39,7 @@ BUDGETS = {
 }
 
 # The demo has minutes: short chunks, small batches, eight draws of noise and time per observation, one deterministic
-# answer. Frames are 5 ticks (0.5 s at 10 Hz) apart. Haar latents vary less than Cosmos latents, so their loss weighs more.
+# answer. Frames are 5 ticks (0.5 s at 10 Hz) apart. Unscaled Haar latents give small errors, so their loss weighs more.
 POLICY_FLAGS = (
     "--policy.type=internvla_a1",
     "--policy.variant=tiny",
