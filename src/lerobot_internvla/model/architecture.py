@@ -137,7 +137,7 @@ class Architecture:
 
     @property
     def view_tokens(self) -> int:
-        """Understanding tokens per view, with the two delimiters that Qwen3-VL and the keypoint token that tiny adds."""
+        """Understanding tokens per view, with the two delimiters that Qwen3-VL adds and the keypoint token of tiny."""
         return self.image_tokens + {"qwen3_vl": 2, "internvl3": 0, "tiny": 1}[self.family]
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from lerobot_internvla.envs.conveyor.backend import BACKENDS
 from lerobot_internvla.envs.conveyor.task import TASKS
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _task_options(arguments: argparse.Namespace) -> dict[str, object]:
+def _task_options(arguments: argparse.Namespace) -> dict[str, Any]:
     belt_speed = None if arguments.belt_speed is None else tuple(arguments.belt_speed)
     return {"task": arguments.task, "parcels": arguments.parcels, "belt_speed": belt_speed, "backend": arguments.env}
 

@@ -110,7 +110,8 @@ class Canvas:
         """RGB, (size, size, 3)."""
         if self._scale == 1:
             return self._pixels
-        return cv2.resize(self._pixels, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(self._pixels, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        return np.asarray(picture, dtype=np.uint8)
 
     def _to_pixels(self, point: Point) -> tuple[int, int]:
         # OpenCV's whole coordinates are the pixels' centres, hence the half pixel.
