@@ -124,7 +124,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, key_bias: Tensor) -> Tenso
     folded = query.reshape(batch, groups, heads // groups * length, width)
     out = F.scaled_dot_product_attention(folded, key, value, attn_mask=key_bias)
     # Back into tokens with one copy, whatever layout the backend chose for its result.
-    return out.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2)
+    return torch.unflatten(out, 2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 class JointLayer(nn.Module):
