@@ -177,9 +177,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         dtype = getattr(torch, config.image_tokenizer_dtype)
         spec = config.architecture.image_tokenizer
         if config.image_tokenizer is not None:
-            return load_image_tokenizer(config.image_tokenizer, dtype=dtype)
+            return load_image_tokenizer(config.image_tokenizer, dtype=dtype, spec=spec)
         if checkpoint_folder is not None and (checkpoint_folder / IMAGE_TOKENIZER_FOLDER).is_dir():
-            return load_image_tokenizer(checkpoint_folder / IMAGE_TOKENIZER_FOLDER, dtype=dtype)
+            return load_image_tokenizer(checkpoint_folder / IMAGE_TOKENIZER_FOLDER, dtype=dtype, spec=spec)
         if spec.kind == "haar":
             return build_image_tokenizer(spec)
         raise InternVLAError(
@@ -638,12 +638,13 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.eval()
         cameras = self._cameras(batch)
         self._claim(next(iter(cameras.values())).shape[0])
+        queue, history = self._action_queue, self._history  # whatever another thread resets meanwhile
         if self.config.use_foresight:
             now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
-            self._history.push(now)
-        if not self._action_queue:
+            history.push(now)
+        if not queue:
             if self.config.use_foresight:
-                past = self._history.past()
+                past = history.past()
                 pairs = {slot: torch.stack([_as_unit(past[slot]), _as_unit(now[slot])], dim=1) for slot in now}
                 batch = {**batch, **{self.camera_slots[slot]: frames for slot, frames in pairs.items()}}
             with self._autocast():
@@ -652,11 +653,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 if self.config.save_predicted_video:
                     # [B, V * C, 1, h, w]: LeRobot concatenates what it collects in an episode along dim 2.
                     self._imagined_latents = self._imagine(batch, prefill).flatten(1, 2)[:, :, None]
-            self._action_queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
+            queue.extend(actions.transpose(0, 1)[: self.config.n_action_steps])
         # LeRobot takes it away after every step. Offering it again until the next chunk keeps its video in step with
         # the video of the episode.
         self.last_predicted_latents = self._imagined_latents
-        return self._action_queue.popleft()
+        return queue.popleft()
 
     @torch.no_grad()
     def decode_predicted_latents(self, latents: Tensor) -> Tensor:
