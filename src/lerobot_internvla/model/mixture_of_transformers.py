@@ -159,14 +159,15 @@ class JointLayer(nn.Module):
         query = attention.q_proj(normed).unflatten(-1, heads) if needs_query else None
         if self.qk_norm:
             assert isinstance(attention, Qwen3VLTextAttention)
-            key = attention.k_norm(key)
-            query = attention.q_norm(query) if query is not None else None
+            key = attention.k_norm(key.float())
+            query = attention.q_norm(query.float()) if query is not None else None
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         if query is None:
-            return None, rotate(key, tables.cos, tables.sin), value
+            return None, rotate(key, tables.cos, tables.sin).to(value.dtype), value
         # Queries and keys turn by the same angles: one rotation for both.
         query = query.transpose(1, 2)
-        turned = rotate(torch.cat([query, key], dim=1), tables.cos, tables.sin)
+        # Rounded here, once: not before the rotation, and not at every Euler step that reads the cached keys.
+        turned = rotate(torch.cat([query, key], dim=1), tables.cos, tables.sin).to(value.dtype)
         query, key = torch.split(turned, [query.shape[1], key.shape[1]], dim=1)
         return query, key, value
 
