@@ -7,7 +7,6 @@ normaliser steps are present because LeRobot's commands override them by name; t
 
 from typing import Any
 
-import torch
 from lerobot.lerobot_types import PolicyAction
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.processor.factory import make_default_policy_processor_steps, make_policy_processor_pipelines
@@ -16,7 +15,7 @@ from .configuration_internvla_a1 import InternVLAA1Config
 
 
 def make_internvla_a1_pre_post_processors(
-    config: InternVLAA1Config, dataset_stats: dict[str, dict[str, torch.Tensor]] | None = None
+    config: InternVLAA1Config, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
 ]:
