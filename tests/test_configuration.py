@@ -107,8 +107,8 @@ def test_frames_that_lerobot_is_asked_for():
 
 
 def test_an_interval_in_seconds_becomes_frames_at_the_given_rate():
-    assert tiny_config(foresight_interval_s=0.5, fps=30).observation_delta_indices == [-15, 0, 15]
-    assert tiny_config(foresight_interval_s=0.5, fps=10).observation_delta_indices == [-5, 0, 5]
+    assert tiny_config(foresight_interval_s=0.5, fps=30.0).observation_delta_indices == [-15, 0, 15]
+    assert tiny_config(foresight_interval_s=0.5, fps=10.0).observation_delta_indices == [-5, 0, 5]
     assert tiny_config(foresight_interval_s=0.1, fps=29.97 / 2.997).interval_frames == 1
 
 
@@ -152,8 +152,8 @@ def test_presets_follow_the_fields():
         ({"statistics": "imagenet"}, ["'imagenet'", "dataset, checkpoint"]),
         ({"lr_schedule": "linear"}, ["'linear'", "cosine, constant"]),
         ({"foresight_interval_s": 0.5}, ["0.5", "--policy.fps"]),
-        ({"foresight_interval_s": 0.5, "fps": 15}, ["7.500 frames", "15 fps", "0.5333 s"]),
-        ({"foresight_interval_s": 0.01, "fps": 10}, ["0.100 frames", "0.1000 s"]),
+        ({"foresight_interval_s": 0.5, "fps": 15.0}, ["7.500 frames", "15.0 fps", "0.5333 s"]),
+        ({"foresight_interval_s": 0.01, "fps": 10.0}, ["0.100 frames", "0.1000 s"]),
         ({"use_foresight": False, "save_predicted_video": True}, ["save_predicted_video", "use_foresight"]),
         ({"use_foresight": False, "freeze_foresight": True}, ["freeze_foresight", "no generation expert"]),
         ({"train_expert_only": True, "train_vlm_only": True}, ["exclude each other"]),
