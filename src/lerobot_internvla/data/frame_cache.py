@@ -14,7 +14,7 @@ import logging
 import sys
 from typing import Any, ClassVar
 
-from lerobot.datasets.dataset_reader import DatasetReader
+from lerobot.datasets.dataset_reader import DatasetReader  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from lerobot_internvla.errors import InternVLAError
@@ -65,7 +65,8 @@ class FrameCachingReader(DatasetReader):
                         self._internvla_limit_bytes / 1e9,
                     )
                 return None
-            length = int(self._meta.episodes[ep_idx]["length"])
+            episodes: Any = self._meta.episodes  # LeRobot loads it before the first item
+            length = int(episodes[ep_idx]["length"])
             every = [index / self._meta.fps for index in range(length)]
             decoded = super()._query_videos({camera: every}, ep_idx)[camera]
             self._internvla_frames[key] = decoded if length > 1 else decoded[None]
@@ -104,4 +105,4 @@ def install() -> None:
             cache_frames(dataset, limit_gb)
         return dataset
 
-    factory.make_dataset = make_dataset
+    vars(factory)["make_dataset"] = make_dataset
