@@ -553,6 +553,45 @@ def test_building_never_touches_base_weights_when_a_checkpoint_follows(tmp_path:
         InternVLAA1Policy(tiny_config(base_model="somebody/something"))
 
 
+@pytest.mark.parametrize(("statistics", "mean"), [("dataset", 1.0), ("checkpoint", 5.0)])
+def test_fine_tuning_takes_the_statistics_that_the_configuration_names(base: Path, statistics: str, mean: float):
+    of_four = {"mean": [1.0] * 4, "std": [2.0] * 4, "min": [0.0] * 4, "max": [9.0] * 4, "count": [10]}
+    given = {"observation.state": of_four, "action": of_four}
+    policy = InternVLAA1Policy.from_pretrained(base, config=tiny_config(statistics=statistics), dataset_stats=given)
+    assert policy.action_space.action_mean[:4].tolist() == [mean] * 4
+
+
+def test_relative_actions_refuse_absolute_statistics():
+    stats = {"mean": [0.0] * 4, "std": [1.0] * 4, "min": [0.0] * 4, "max": [1.0] * 4, "count": [10]}
+    config = tiny_config(action_representation="relative", absolute_joint_indices=[])
+    with pytest.raises(InternVLAError, match="hold absolute ones"):
+        InternVLAA1Policy(config, dataset_stats={"observation.state": stats, "action": stats})
+
+
+def test_compile_model_compiles_the_sampler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    compiled: list[tuple[str, str]] = []
+    monkeypatch.setattr(torch, "compile", lambda f, mode: compiled.append((f.__name__, mode)) or f)
+    policy = tiny_policy(compile_model=True, compile_mode="reduce-overhead")
+    assert compiled == [("sample_actions", "reduce-overhead")]
+    policy.save_pretrained(tmp_path)
+    InternVLAA1Policy.from_pretrained(tmp_path)
+    assert len(compiled) == 2
+
+
+def test_gradient_checkpointing_is_one_flag_for_everything():
+    loss, gradients = [], []
+    for flag in (False, True):
+        policy = tiny_policy(gradient_checkpointing=flag)
+        assert policy.model.mixture.gradient_checkpointing is flag
+        assert policy.model.vision_language.gradient_checkpointing is flag
+        value, _ = forward_seeded(policy, tiny_batch(policy.config))
+        value.backward()
+        loss.append(value.item())
+        gradients.append(policy.model.vision_language.vision_tower.position.grad)
+    assert loss[0] == loss[1]
+    torch.testing.assert_close(*gradients)
+
+
 def test_joint_layers_are_the_units_of_fsdp(policy: InternVLAA1Policy):
     units = {type(m).__name__ for m in policy.modules()}
     assert InternVLAA1Policy._fsdp_wrap_modules == ["JointLayer"]

@@ -25,14 +25,15 @@ RELATIVE = ("--policy.action_representation=relative", '--policy.absolute_joint_
 
 
 @contextmanager
-def frames_read() -> Iterator[list[list[int]]]:
-    """Which frames of the dataset every training step saw."""
-    steps: list[list[int]] = []
+def training_steps() -> Iterator[list[tuple[list[int], dict[str, float]]]]:
+    """Of every training step: which frames of the dataset it saw, and its metrics."""
+    steps: list[tuple[list[int], dict[str, float]]] = []
     stock = InternVLAA1Policy.forward
 
     def spy(self: InternVLAA1Policy, batch: dict[str, Any], **kwargs: Any) -> Any:
-        steps.append(batch["index"].tolist())
-        return stock(self, batch, **kwargs)
+        loss, metrics = stock(self, batch, **kwargs)
+        steps.append((batch["index"].tolist(), metrics))
+        return loss, metrics
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InternVLAA1Policy, "forward", spy)
@@ -43,9 +44,9 @@ def frames_read() -> Iterator[list[list[int]]]:
 def straight(dataset: LeRobotDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
     """Output of three steps with relative actions, a checkpoint after the second; and the frames of each step."""
     output = tmp_path_factory.mktemp("relative") / "run"
-    with frames_read() as steps:
+    with training_steps() as steps:
         lerobot_train(*training_flags(dataset.root, output, steps=3), "--save_freq=2", "--seed=7", *RELATIVE)
-    return output, steps
+    return output, [frames for frames, _ in steps]
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +120,9 @@ def test_resume_goes_on_where_it_stopped_and_is_repeatable(straight: tuple[Path,
         shutil.rmtree(copy / "checkpoints" / "000003")
         config = copy / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
         earlier = weights(config.parent)
-        with frames_read() as resumed:
+        with training_steps() as resumed:
             lerobot_train(f"--config_path={config}", "--resume=true", f"--output_dir={copy}")
-        assert resumed == steps[2:]
+        assert [frames for frames, _ in resumed] == steps[2:]
         results.append(weights(last_checkpoint(copy)))
     uninterrupted = weights(last_checkpoint(output))
     assert results[0].keys() == results[1].keys() == uninterrupted.keys()
@@ -164,9 +165,7 @@ def test_fine_tune_on_another_robot(trained: Path, tmp_path: Path):
         assert torch.equal(tensor, before[f"model.{name}"]), name
 
 
-def test_training_goes_with_held_out_episodes_bfloat16_checkpointing_and_weights_per_sample(
-    dataset: LeRobotDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_training_goes_with_held_out_episodes_bfloat16_and_checkpointing(dataset: LeRobotDataset, tmp_path: Path):
     lerobot_train(
         *training_flags(dataset.root, tmp_path / "run", steps=2),
         "--policy.dtype=bfloat16",
@@ -179,10 +178,35 @@ def test_training_goes_with_held_out_episodes_bfloat16_checkpointing_and_weights
     assert all(tensor.dtype == torch.float32 for tensor in saved.values() if tensor.is_floating_point())
 
 
-def test_the_ablation_trains(dataset: LeRobotDataset, tmp_path: Path):
-    flags = training_flags(dataset.root, tmp_path / "run", steps=1)
-    lerobot_train(*flags, "--policy.use_foresight=false")
+def test_cameras_are_renamed_with_their_masks(trained: Path, dataset: LeRobotDataset, tmp_path: Path):
+    """LeRobot 0.6.1 renames a camera but not its mask; frames beyond the end of the episode must still not count."""
+    names = {"head": "one", "left_wrist": "two", "right_wrist": "three"}
+    joints = dataset.meta.features["action"]["names"]
+    other = tiny_dataset(tmp_path / "other", cameras=list(names.values()), joint_names=joints, episode_lengths=(6,))
+    rename = {f"observation.images.{theirs}": f"observation.images.{ours}" for ours, theirs in names.items()}
+    with training_steps() as steps:
+        lerobot_train(
+            f"--policy.path={last_checkpoint(trained)}",
+            "--policy.push_to_hub=false",
+            f"--rename_map={json.dumps(rename)}",
+            "--dataset.repo_id=local/other",
+            f"--dataset.root={other.root}",
+            f"--output_dir={tmp_path / 'run'}",
+            *("--steps=1", "--batch_size=6", "--num_workers=0", "--env_eval_freq=0"),
+        )
+    # All 6 frames of the episode; 3 of them have their future inside it. 3 cameras, 48 channels, 16 x 16 cells.
+    assert steps[0][1]["valid_foresight_elements"] == 3 * 3 * 48 * 16 * 16
+
+
+def test_the_ablation_trains_and_is_evaluated_while_training(dataset: LeRobotDataset, tmp_path: Path):
+    lerobot_train(
+        *training_flags(dataset.root, tmp_path / "run", steps=1),
+        "--policy.use_foresight=false",
+        *("--env.type=conveyor", "--env.episode_length=4", "--env_eval_freq=1"),
+        *("--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false"),
+    )
     assert not [name for name in weights(last_checkpoint(tmp_path / "run")) if "foresight" in name]
+    assert list((tmp_path / "run" / "eval").rglob("*.mp4"))
 
 
 def test_lora_training_and_reloading(trained: Path, dataset: LeRobotDataset, tmp_path: Path):

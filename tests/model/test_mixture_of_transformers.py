@@ -60,13 +60,13 @@ def attention_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("case", ["a1_full_small", "a1_suffix_only"])
+@pytest.mark.parametrize("case", ["a1_full_small", "a1_suffix_only", "a1_middle_only"])
 def test_a_token_is_influenced_by_exactly_the_tokens_that_the_reference_lets_it_see(goldens: Path, case: str):
     """One layer of real weights: token k is changed, and the outputs that change are compared with the golden mask."""
     recorded = load_file(goldens / "schedule" / "att_2d_masks.safetensors")
     pad, sees = recorded[f"{case}.pad"], recorded[f"{case}.out"]
     sizes = sizes_of(recorded[f"{case}.att"][0])
-    names = BLOCKS if len(sizes) == 4 else ("state", "actions")
+    names = {4: BLOCKS, 2: ("state", "actions"), 1: ("foresight",)}[len(sizes)]
     assert len(sizes) == len(names)
     mixture = build(layers=1)
     blocks = blocks_for("tiny", list(pad.split(sizes, dim=1)), names)
