@@ -10,11 +10,11 @@ from .panel import draw_panel, draw_video, error_map
 from .psnr import psnr_db, scene_box, squared_error
 from .report import ForesightReport, require_free, write_report
 from .samples import (
-    ForesightPolicy,
     ForesightSample,
     Moment,
     SquaredErrors,
     check_dataset,
+    check_policy_and_dataset,
     choose_frames,
     episode_positions,
     foresight_delta_timestamps,
@@ -26,7 +26,6 @@ from .summary import CameraSummary, ForesightScores, ForesightSummary, summarize
 
 __all__ = [
     "CameraSummary",
-    "ForesightPolicy",
     "ForesightReport",
     "ForesightSample",
     "ForesightScores",
@@ -34,6 +33,7 @@ __all__ = [
     "Moment",
     "SquaredErrors",
     "check_dataset",
+    "check_policy_and_dataset",
     "choose_frames",
     "draw_panel",
     "draw_video",

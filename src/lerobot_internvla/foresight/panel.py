@@ -213,7 +213,7 @@ class _Frames:
         return chain([self[0]], self._panels)
 
 
-def draw_video(samples: Iterable[ForesightSample], path: str | Path, fps: float) -> None:
+def draw_video(samples: Iterable[ForesightSample], path: str | Path, fps: float | int) -> None:
     """Moments as an mp4 (H.264, LeRobot's own writer), one panel per frame.
 
     Args:

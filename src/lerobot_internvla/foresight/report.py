@@ -4,20 +4,20 @@ panel_00_episode_3_frame_120.png  ...  episode_3.mp4  summary.json
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.pretrained import PreTrainedPolicy
 from tqdm import tqdm
 
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.foresight.panel import draw_panel, draw_video
 from lerobot_internvla.foresight.samples import (
-    ForesightPolicy,
     ForesightSample,
-    check_dataset,
+    check_policy_and_dataset,
     choose_frames,
     episode_positions,
     iterate_imagined,
@@ -58,7 +58,7 @@ def require_free(output_dir: Path, *, overwrite: bool) -> None:
 
 
 def write_report(
-    policy: ForesightPolicy,
+    policy: PreTrainedPolicy,
     dataset: LeRobotDataset,
     output_dir: str | Path,
     *,
@@ -98,7 +98,7 @@ def write_report(
         raise InternVLAError(f"{', '.join(problems)}; expected at least 1.")
     require_free(output_dir, overwrite=overwrite)
     fps = float(dataset.meta.fps)
-    frames_ahead = check_dataset(policy.config, policy.camera_slots, dataset.meta, rename_map)
+    frames_ahead = check_policy_and_dataset(policy, dataset.meta, rename_map)
     episodes = episode_positions(dataset)
     if episode is not None and episode not in episodes:
         raise InternVLAError(f"Episode {episode} is not among those of the dataset: {_ranges(episodes)}.")
@@ -108,9 +108,9 @@ def write_report(
     for stale in [path for pattern in _OURS for path in output_dir.glob(pattern)]:
         stale.unlink()
 
-    def imagined(indices: list[int], what: str) -> Iterable[ForesightSample]:
+    def imagined(indices: list[int], what: str) -> Iterator[ForesightSample]:
         samples = iterate_imagined(policy, dataset, indices, batch_size, rename_map=rename_map)
-        return tqdm(samples, desc=what, total=len(indices), unit="frame", disable=not show_progress)
+        return iter(tqdm(samples, desc=what, total=len(indices), unit="frame", disable=not show_progress))
 
     scores = ForesightScores()
     panels: list[Path] = []

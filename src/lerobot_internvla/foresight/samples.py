@@ -13,13 +13,14 @@ Axes: V camera views in the order of ``camera_slots``, height x width pixels of 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
@@ -35,17 +36,19 @@ CAMERA_IS_PRESENT = "observation.camera_is_present"
 """Optional dataset feature, [V] bool: which camera slots a frame really has. The policy reads the same key."""
 
 
-@runtime_checkable
-class ForesightPolicy(Protocol):
-    """What foresight needs of ``InternVLAA1Policy``. (This package lies below the policy and does not import it.)"""
+def _require_ours(policy: PreTrainedPolicy) -> InternVLAA1:
+    """The model of an InternVLAA1Policy. (This package lies below the policy and does not import its class.)
 
-    config: InternVLAA1Config
-    camera_slots: dict[str, str]
-    model: InternVLAA1
-
-    def predict_foresight(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Latents [B, V, C, h, w] and images [B, V, 3, height, width] in [0, 1] of the frame one interval ahead."""
-        ...
+    Raises:
+        InternVLAError: another policy, or ours inside a PEFT wrapper.
+    """
+    model = getattr(policy, "model", None)
+    if not isinstance(getattr(policy, "config", None), InternVLAA1Config) or not isinstance(model, InternVLAA1):
+        raise InternVLAError(
+            f"Foresight is drawn for an InternVLAA1Policy, and this is a {type(policy).__name__}. With a PEFT adapter "
+            "pass policy.get_base_model(): the adapter's layers are inside."
+        )
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -110,7 +113,7 @@ class ForesightSample:
 # ------------------------------------------------------------------------------------------------------------ dataset
 
 
-def interval_in_frames(config: InternVLAA1Config, dataset_fps: float) -> int:
+def interval_in_frames(config: InternVLAA1Config, dataset_fps: float | int) -> int:
     """Frames of a dataset between now and the future that the policy imagines.
 
     The policy learned an interval in seconds. A dataset with another frame rate is read with as many frames as fill the
@@ -183,13 +186,26 @@ def check_dataset(
     return frames
 
 
+def check_policy_and_dataset(
+    policy: PreTrainedPolicy, meta: LeRobotDatasetMetadata, rename_map: Mapping[str, str] | None = None
+) -> int:
+    """``check_dataset`` for a policy in memory.
+
+    Raises:
+        InternVLAError: as ``check_dataset``, or the policy is not ours.
+    """
+    _require_ours(policy)
+    ours = cast(Any, policy)
+    return check_dataset(ours.config, ours.camera_slots, meta, rename_map)
+
+
 def _dataset_names(rename_map: Mapping[str, str] | None) -> dict[str, str]:
     """Policy key -> dataset key."""
     return {policy_key: dataset_key for dataset_key, policy_key in (rename_map or {}).items()}
 
 
 def foresight_delta_timestamps(
-    camera_slots: Mapping[str, str], frames_ahead: int, fps: float, rename_map: Mapping[str, str] | None = None
+    camera_slots: Mapping[str, str], frames_ahead: int, fps: float | int, rename_map: Mapping[str, str] | None = None
 ) -> dict[str, list[float]]:
     """``delta_timestamps`` for LeRobotDataset: past, now and future of every camera that the policy sees."""
     names = _dataset_names(rename_map)
@@ -197,12 +213,8 @@ def foresight_delta_timestamps(
     return {names.get(key, key): [-step, 0.0, step] for key in camera_slots.values()}
 
 
-def _with_foresight_offsets(
-    policy: ForesightPolicy, dataset: LeRobotDataset, rename_map: Mapping[str, str] | None
-) -> LeRobotDataset:
+def _with_offsets(dataset: LeRobotDataset, wanted: dict[str, list[float]]) -> LeRobotDataset:
     """The dataset itself where it gives past, now and future already; else the same opened anew, untransformed."""
-    frames = check_dataset(policy.config, policy.camera_slots, dataset.meta, rename_map)
-    wanted = foresight_delta_timestamps(policy.camera_slots, frames, dataset.meta.fps, rename_map)
     if dataset.delta_timestamps == wanted and dataset.image_transforms is None:
         return dataset
     return LeRobotDataset(
@@ -220,9 +232,10 @@ def _with_foresight_offsets(
 def episode_positions(dataset: LeRobotDataset) -> dict[int, range]:
     """Episode -> its positions in ``dataset``, which may hold only some of the episodes."""
     positions: dict[int, range] = {}
+    rows: Any = dataset.meta.episodes
     start = 0
     for episode in sorted(dataset.episodes) if dataset.episodes is not None else range(dataset.meta.total_episodes):
-        length = int(dataset.meta.episodes[episode]["length"])
+        length = int(rows[episode]["length"])
         positions[episode] = range(start, start + length)
         start += length
     return positions
@@ -250,7 +263,7 @@ def choose_frames(dataset: LeRobotDataset, frames_ahead: int, count: int, seed: 
 
 
 def imagine(
-    policy: ForesightPolicy,
+    policy: PreTrainedPolicy,
     dataset: LeRobotDataset,
     frame_indices: Sequence[int],
     batch_size: int = 8,
@@ -276,7 +289,7 @@ def imagine(
 
 
 def iterate_imagined(
-    policy: ForesightPolicy,
+    policy: PreTrainedPolicy,
     dataset: LeRobotDataset,
     frame_indices: Sequence[int],
     batch_size: int = 8,
@@ -286,29 +299,30 @@ def iterate_imagined(
     """``imagine``, one sample after the other: a whole episode need not fit in memory."""
     if batch_size < 1:
         raise InternVLAError(f"batch_size={batch_size}: expected at least 1.")
-    dataset = _with_foresight_offsets(policy, dataset, rename_map)
+    frames_ahead, fps = check_policy_and_dataset(policy, dataset.meta, rename_map), dataset.meta.fps
+    slots = cast(Any, policy).camera_slots
+    dataset = _with_offsets(dataset, foresight_delta_timestamps(slots, frames_ahead, fps, rename_map))
     outside = [index for index in frame_indices if not 0 <= index < len(dataset)]
     if outside:
         raise InternVLAError(f"Frames {outside} are not in the dataset; it has 0 to {len(dataset) - 1}.")
     names = _dataset_names(rename_map)
     for start in range(0, len(frame_indices), batch_size):
         indices = frame_indices[start : start + batch_size]
-        yield from _imagine_batch(
-            policy, [dataset[index] for index in indices], indices, names, float(dataset.meta.fps)
-        )
+        items: list[Any] = [dataset[index] for index in indices]
+        yield from _imagine_batch(policy, items, indices, names, frames_ahead / fps)
 
 
 @torch.no_grad()
 def _imagine_batch(
-    policy: ForesightPolicy,
+    policy: PreTrainedPolicy,
     items: list[dict[str, Any]],
     indices: Sequence[int],
     names: Mapping[str, str],
-    fps: float,
+    interval_s: float,
 ) -> list[ForesightSample]:
-    model = policy.model
+    model, ours = _require_ours(policy), cast(Any, policy)
     device = next(model.parameters()).device
-    keys = {slot: (key, names.get(key, key)) for slot, key in policy.camera_slots.items()}
+    keys = {slot: (key, names.get(key, key)) for slot, key in ours.camera_slots.items()}
     frames = {ours: torch.stack([item[theirs] for item in items]).to(device) for ours, theirs in keys.values()}
     state = torch.stack([item[names.get(OBS_STATE, OBS_STATE)] for item in items]).to(device)
     batch: dict[str, Any] = {
@@ -321,14 +335,14 @@ def _imagine_batch(
     if CAMERA_IS_PRESENT in items[0]:
         present = torch.stack([item[CAMERA_IS_PRESENT].bool() for item in items])
         batch[CAMERA_IS_PRESENT] = present.to(device)
-    _, predicted = policy.predict_foresight(batch)
+    _, predicted = ours.predict_foresight(batch)
 
     architecture = model.architecture
     view_size, image_size = architecture.view_size, architecture.image_tokenizer.image_size
     pictures = torch.stack([_as_encoded(f, view_size, image_size) for f in frames.values()], dim=1)
     past, now, true = pictures.unbind(dim=2)
     reconstruction = model.decode_latents(model.encode_frames(true[:, :, None])[:, :, 0])
-    scene = tuple(scene_box(*f.shape[-2:], view_size, image_size) for f in frames.values())
+    scene = tuple(scene_box(f.shape[-2], f.shape[-1], view_size, image_size) for f in frames.values())
 
     pads = torch.stack(
         [torch.stack([item[f"{theirs}_is_pad"] for item in items]) for _, theirs in keys.values()], dim=1
@@ -337,7 +351,6 @@ def _imagine_batch(
     errors = [squared_error(x, true, scene).cpu() for x in (predicted, now, reconstruction)]
     errors = [torch.where(counts, error, torch.nan) for error in errors]
     past, now, predicted, true, reconstruction = (x.float().cpu() for x in (past, now, predicted, true, reconstruction))
-    interval_s = interval_in_frames(policy.config, fps) / fps
     return [
         ForesightSample(
             moment=Moment(
