@@ -196,9 +196,12 @@ def test_a_chunks_imagination_is_decoded_once(monkeypatch):
     policy = tiny_policy(tiny_config(cameras=list(SIZES)))
     decoded = []
     decode = policy.model.decode_latents
-    monkeypatch.setattr(
-        policy.model, "decode_latents", lambda latents: (decoded.append(len(latents)), decode(latents))[1]
-    )
+
+    def count(latents):
+        decoded.append(len(latents))
+        return decode(latents)
+
+    monkeypatch.setattr(policy.model, "decode_latents", count)
     chunks = torch.randn(2, 2 * 48, 11, 16, 16)
     video = policy.decode_predicted_latents(chunks.repeat_interleave(4, dim=2))
     assert video.shape == (44, 192, 384, 3)

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch.nn.functional as F
+
+# LeRobot has no type stubs.
 from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 

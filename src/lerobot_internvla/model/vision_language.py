@@ -191,6 +191,7 @@ class InternVL3FrontEnd(VisionLanguage):
         for block in self.vision_tower.encoder.layer:
             hidden = self._run(block, hidden)
         patches = torch.unflatten(hidden[:, 1:], 1, self.architecture.vision.grid)
+        # A function of the patches alone: the model it belongs to is not read.
         merged = InternVLModel.pixel_shuffle(self, patches, scale_factor=0.5)  # pyright: ignore[reportArgumentType]
         return self.projector(merged.flatten(1, 2))
 
@@ -234,6 +235,7 @@ class TinyVisionTower(nn.Module):
     """Strided convolutions to one cell per patch, and the places where learned features are strongest."""
 
     def __init__(self, hidden: int, depth: int, patch_size: int, image_size: tuple[int, int]) -> None:
+        # LeRobot has no type stubs.
         from lerobot.policies.diffusion.modeling_diffusion import SpatialSoftmax  # pyright: ignore[reportMissingTypeStubs]
 
         super().__init__()
