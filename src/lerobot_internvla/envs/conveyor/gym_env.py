@@ -1,9 +1,9 @@
 """The conveyor as a Gymnasium environment, in the form that LeRobot's evaluation expects.
 
 Observation: ``{"pixels": {"head", "left_wrist", "right_wrist"}, "agent_pos"}``; the pictures are RGB uint8
-(size, size, 3), ``agent_pos`` is the state. Action: absolute targets in the order of ``Backend.action_names``. Reward 1 on the step that
-succeeds, else 0. The instruction is ``task_description``, the outcome ``info["is_success"]``. The step limit is
-Gymnasium's own (``max_episode_steps`` of ``gym.make``), so that LeRobot finds it where it looks for it.
+(size, size, 3), ``agent_pos`` is the state. Action: absolute targets in the order of ``Backend.action_names``. Reward:
+1 on the step that succeeds, else 0. The instruction is ``task_description``, the outcome ``info["is_success"]``. The
+step limit is Gymnasium's own (``max_episode_steps`` of ``gym.make``), where LeRobot looks for it.
 """
 
 from typing import Any, Literal
