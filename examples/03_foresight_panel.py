@@ -1,8 +1,8 @@
 """03: what does the policy imagine?
 
 Records two tiny episodes, lets an untrained policy imagine the frame 0.3 s ahead at three moments, and draws panels:
-past, now, predicted, true, error. With random weights the prediction is noise and far worse than copying the current frame;
-the summary says so. On a trained policy the same call shows what it has learned (docs/foresight.md).
+past, now, predicted, true, error. With random weights the prediction is noise and far worse than copying the current
+frame; the summary says so. On a trained policy the same call shows what it has learned (docs/foresight.md).
 
 Run:    python examples/03_foresight_panel.py
 Takes:  about 20 seconds on one CPU core, most of them imports. No network.
