@@ -136,7 +136,7 @@ def draw_for_people(world: PlanarWorld, height: int = 352) -> Picture:
     """
     caption = 2 * round(height / 22)
     big = height - caption
-    small = big // 2
+    small = big // 4 * 2
     frame = np.full((height, big + small, 3), 250, dtype=np.uint8)
     frame[:big, :big] = _draw_view(world, big, *_viewpoint(world, "head"))
     for row, side in enumerate(SIDES):

@@ -1,13 +1,15 @@
-"""The scripted expert of the 2-D conveyor: watch, move along with the parcel, close, carry, let go.
+"""The scripted expert of the 2-D conveyor: get ready downstream, move along with the parcel, close, carry, let go.
 
 It sees the whole world, the belt speed included. It has no memory: its action is a function of the present world, so
 that a policy which sees two frames can imitate it. What makes it easy to imitate:
 
-- it watches for half a second before it moves, so that the speed can be seen before it is needed;
-- it approaches in the frame of the moving parcel and stays with it, instead of betting on one interception;
-- its speed tapers off towards the goal, and the other arm rests.
-
-The lag of the grippers is undone exactly (dead-beat): to be at ``p`` in the next tick, aim ``1 / FOLLOW`` times as far.
+- it gets ready over the belt, downstream of the parcel, which takes the instruction but no speed; by the time the speed
+  matters, two frames half a second apart have shown it;
+- it lets the parcel come, falls in step with it and stays so for a while before it closes, instead of betting on one
+  interception;
+- until it closes, its targets depend on the parcel and not on where the gripper is: a policy that copies the gripper's
+  own motion instead of watching the parcel is no good imitation;
+- the other arm rests.
 """
 
 import numpy as np
@@ -26,15 +28,18 @@ from lerobot_internvla.envs.conveyor.planar.world import (
 )
 from lerobot_internvla.envs.conveyor.task import SIDES
 
-WATCH_STEPS = FPS // 2
-START_LINE = 0.25
-"""The arm leaves its rest when the parcel has passed this x and ``WATCH_STEPS`` have gone by."""
-APPROACH_STEP = 0.6 / FPS
+READY_X = 0.30
+"""Where the named arm waits, over the belt."""
+VISIBLE_X = 0.05
+"""It lines up with the parcel once the parcel is this far, and in the picture with some certainty."""
+PICK_X = 0.45
+"""It closes from here on and not before: it has then moved along for a while, and a tick sooner or later is no
+matter."""
+CLOSE_WITHIN = 0.04
 CARRY_STEP = 0.9 / FPS
-TAPER = 0.6
-"""Largest fraction of the remaining way in one tick: the approach slows down instead of stopping dead."""
-CLOSE_WITHIN = 0.02
-LET_GO_WITHIN = 0.04
+TAPER = 0.5
+"""Largest fraction of the remaining way to the bin in one tick: the arm slows down instead of stopping dead."""
+LET_GO_WITHIN = 0.07
 
 
 class PlanarExpert:
@@ -57,24 +62,21 @@ class PlanarExpert:
         if gripper.held is not None:
             goal = BIN_CENTRES[world.instruction.bin]
             arrived = np.linalg.norm(goal - gripper.position) < LET_GO_WITHIN
-            return _aim(gripper.position, _towards(gripper.position, goal, CARRY_STEP)), 1.0 if arrived else 0.0
-        if parcel.place != "belt" or parcel.position[0] < START_LINE or world.steps < WATCH_STEPS:
+            return _carry(gripper.position, goal), 1.0 if arrived else 0.0
+        if parcel.place != "belt":
             return HOMES[gripper.side], 1.0
-        parcel_next = parcel.position + np.array([world.belt_speed / FPS, 0.0])
+        lane = parcel.position[1] if parcel.position[0] > VISIBLE_X else 0.0
+        # A gripper that follows its target with a lag is over the parcel when the target is this far ahead of it.
+        ahead = parcel.position[0] + world.belt_speed / FPS / FOLLOW
         offset = gripper.position - parcel.position
-        offset_next = _towards(offset, np.zeros(2), APPROACH_STEP)
-        # Once the fingers are on their way they stay on it; a miss shows as closed and empty, and is opened again.
-        is_closing = not gripper.is_closed and (np.linalg.norm(offset) < CLOSE_WITHIN)
-        return _aim(gripper.position, parcel_next + offset_next), 0.0 if is_closing else 1.0
+        # Fingers that are closed on nothing are opened again before the next try.
+        is_there = np.linalg.norm(offset) < CLOSE_WITHIN and parcel.position[0] > PICK_X
+        is_closing = is_there and not gripper.is_closed
+        return np.array([max(READY_X, ahead), lane]), 0.0 if is_closing else 1.0
 
 
-def _towards(start: FloatArray, goal: FloatArray, longest: float) -> FloatArray:
-    """The next point on the straight way from ``start`` to ``goal``: at most ``longest``, and tapering off."""
-    way = goal - start
-    distance = float(np.linalg.norm(way))
-    return goal if distance < 1e-9 else start + way * min(TAPER, longest / distance)
-
-
-def _aim(position: FloatArray, wanted: FloatArray) -> FloatArray:
-    """The target that brings a lagging gripper from ``position`` to ``wanted`` within one tick."""
-    return position + (wanted - position) / FOLLOW
+def _carry(position: FloatArray, goal: FloatArray) -> FloatArray:
+    """The target that moves a lagging gripper by at most ``CARRY_STEP`` towards ``goal`` within one tick."""
+    way = goal - position
+    step = min(TAPER, CARRY_STEP / max(float(np.linalg.norm(way)), 1e-9))
+    return position + way * step / FOLLOW

@@ -61,10 +61,10 @@ LANE_HALF_WIDTH = 0.05
 """Parcels lie within this distance of the belt's centre line."""
 BIN_HALF_SIZE = 0.10
 BIN_CENTRES: dict[Side, FloatArray] = {"left": np.array([0.80, 0.36]), "right": np.array([0.80, -0.36])}
-HOMES: dict[Side, FloatArray] = {"left": np.array([0.30, 0.26]), "right": np.array([0.30, -0.26])}
+HOMES: dict[Side, FloatArray] = {"left": np.array([0.30, 0.22]), "right": np.array([0.30, -0.22])}
 """Where the arms rest."""
 HOME_JITTER = 0.03
-ENTRY: tuple[float, float] = (-0.10, 0.10)
+ENTRY: tuple[float, float] = (-0.06, 0.06)
 """x of the named parcel when the episode starts. Independent of the speed, so that the first frame does not tell it."""
 PARCEL_SPACING = 0.20
 
@@ -184,6 +184,8 @@ class PlanarWorld:
         gripper.position = np.clip(gripper.position + step, ACTION_LOW[:2], ACTION_HIGH[:2])
         gripper.opening += float(np.clip(opening - gripper.opening, -MAX_FINGER_STEP, MAX_FINGER_STEP))
 
+        if gripper.held is not None:
+            gripper.held.position = gripper.position.copy()
         if not gripper.is_closed and gripper.opening < CLOSED_BELOW:
             gripper.is_closed = True
             if slip_draw >= self.disturbances.slip_probability:
@@ -192,7 +194,6 @@ class PlanarWorld:
             gripper.is_closed = False
             self._release(gripper)
         if gripper.held is not None:
-            gripper.held.position = gripper.position.copy()
             gripper.opening = max(gripper.opening, HOLDING_OPENING)
 
     def _catch(self, gripper: Gripper) -> None:
@@ -204,6 +205,7 @@ class PlanarWorld:
         if within_reach and min(within_reach)[0] <= CATCH_RADIUS:
             parcel = self.parcels[min(within_reach)[1]]
             parcel.place = "left gripper" if gripper.side == "left" else "right gripper"
+            parcel.position = gripper.position.copy()
             gripper.held = parcel
 
     def _release(self, gripper: Gripper) -> None:
