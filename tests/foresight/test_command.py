@@ -7,10 +7,11 @@ import sys
 
 import av
 import pytest
+import torch
 from lerobot.policies.act.configuration_act import ACTConfig
 
-from lerobot_internvla.scripts.foresight import main
-from lerobot_internvla.testing import tiny_config, tiny_dataset, tiny_policy
+from lerobot_internvla.scripts.foresight import load_config, load_policy, main
+from lerobot_internvla.testing import tiny_batch, tiny_config, tiny_dataset, tiny_policy
 
 
 @pytest.fixture
@@ -156,6 +157,27 @@ def test_other_cameras_are_refused_and_can_be_renamed(run, tmp_path):
         "observation.images.gripper": "observation.images.left_wrist",
     }
     assert run("--video=false", f"--rename_map={json.dumps(names)}", root=tmp_path / "other")[0] == 0
+
+
+def test_an_adapter_is_loaded_over_its_base(run, tmp_path, checkpoint):
+    """Fine-tuned with --peft.*: the folder holds the adapter and names the base policy."""
+    pytest.importorskip("peft")
+    config = load_config(str(checkpoint), [])
+    adapted = load_policy(config).wrap_with_peft(peft_cli_overrides={"r": 2})
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad and "action_space" not in name:
+                parameter.add_(0.05)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.config.save_pretrained(tmp_path / "adapter")
+
+    loaded = load_policy(load_config(str(tmp_path / "adapter"), []))
+    batch = tiny_batch(loaded.config, moment="tick")
+    latents, _ = loaded.predict_foresight(batch)
+    torch.testing.assert_close(latents, adapted.predict_foresight(batch)[0])
+    base, _ = load_policy(load_config(str(checkpoint), [])).predict_foresight(batch)
+    assert (latents - base).abs().max() > 0.01
+    assert run("--video=false", policy=tmp_path / "adapter")[0] == 0
 
 
 def test_help_names_every_flag_in_a_fresh_process():

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.act.modeling_act import ACTPolicy
 
 from lerobot_internvla import InternVLAError
 from lerobot_internvla.foresight import (
@@ -219,6 +222,22 @@ def test_a_policy_without_foresight_is_refused(dataset):
     blind = tiny_policy(cameras=["head", "left_wrist"], use_foresight=False)
     with pytest.raises(InternVLAError, match="use_foresight=false: it has no generation expert"):
         imagine(blind, dataset, [0])
+
+
+def test_another_policy_is_refused_by_name(dataset):
+    act = ACTPolicy(
+        ACTConfig(
+            device="cpu",
+            input_features={WRIST: PolicyFeature(FeatureType.VISUAL, (3, 64, 64))},
+            output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+            pretrained_backbone_weights=None,
+            dim_model=16,
+            n_heads=2,
+            dim_feedforward=16,
+        )
+    )
+    with pytest.raises(InternVLAError, match="this one is ACTPolicy"):
+        imagine(act, dataset, [0])
 
 
 def test_other_cameras_are_refused_with_both_sides(dataset):

@@ -45,7 +45,7 @@ def _require_ours(policy: PreTrainedPolicy) -> InternVLAA1:
     model = getattr(policy, "model", None)
     if not isinstance(getattr(policy, "config", None), InternVLAA1Config) or not isinstance(model, InternVLAA1):
         raise InternVLAError(
-            f"Foresight is drawn for an InternVLAA1Policy, and this is a {type(policy).__name__}. With a PEFT adapter "
+            f"Foresight is drawn for an InternVLAA1Policy; this one is {type(policy).__name__}. With a PEFT adapter "
             "pass policy.get_base_model(): the adapter's layers are inside."
         )
     return model
@@ -323,7 +323,7 @@ def _imagine_batch(
     model, ours = _require_ours(policy), cast(Any, policy)
     device = next(model.parameters()).device
     keys = {slot: (key, names.get(key, key)) for slot, key in ours.camera_slots.items()}
-    frames = {ours: torch.stack([item[theirs] for item in items]).to(device) for ours, theirs in keys.values()}
+    frames = {key: torch.stack([item[stored] for item in items]).to(device) for key, stored in keys.values()}
     state = torch.stack([item[names.get(OBS_STATE, OBS_STATE)] for item in items]).to(device)
     batch: dict[str, Any] = {
         # The policy is handed past and now only: it cannot see what it is asked to predict.
@@ -345,7 +345,7 @@ def _imagine_batch(
     scene = tuple(scene_box(f.shape[-2], f.shape[-1], view_size, image_size) for f in frames.values())
 
     pads = torch.stack(
-        [torch.stack([item[f"{theirs}_is_pad"] for item in items]) for _, theirs in keys.values()], dim=1
+        [torch.stack([item[f"{stored}_is_pad"] for item in items]) for _, stored in keys.values()], dim=1
     )
     counts = present & ~pads[:, :, 2]
     errors = [squared_error(x, true, scene).cpu() for x in (predicted, now, reconstruction)]
