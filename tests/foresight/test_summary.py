@@ -32,8 +32,8 @@ def test_psnr_is_that_of_the_mean_squared_error():
 def test_the_summary_says_when_prediction_is_worse_than_copying():
     summary = summarize([sample_with((0.01, 0.1), (0.02, 0.01))])
     assert summary.verdicts == [
-        "head: the prediction is BETTER than copying the current frame (20.0 against 17.0 dB, 1 frames).",
-        "left_wrist: the prediction is WORSE than copying the current frame (10.0 against 20.0 dB, 1 frames).",
+        "head: the prediction is BETTER than copying the current frame (20.0 against 17.0 dB, 1 frame).",
+        "left_wrist: the prediction is WORSE than copying the current frame (10.0 against 20.0 dB, 1 frame).",
     ]
     assert "exactly as good" in summarize([sample_with((0.01, 0.1), (0.01, 0.1))]).verdicts[0]
 

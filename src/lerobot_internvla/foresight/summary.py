@@ -47,7 +47,8 @@ class CameraSummary:
         """One plain sentence: does the policy foresee more than a copy of the current frame would?"""
         if self.frames == 0:
             return f"{self.camera}: no frame to compare with."
-        counted = f"{self.prediction_db:.1f} against {self.copy_of_now_db:.1f} dB, {self.frames} frames"
+        frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
+        counted = f"{self.prediction_db:.1f} against {self.copy_of_now_db:.1f} dB, {frames}"
         if self.prediction_mse == self.copy_of_now_mse:
             return f"{self.camera}: the prediction is exactly as good as copying the current frame ({counted})."
         word = "BETTER" if self.prediction_mse < self.copy_of_now_mse else "WORSE"
