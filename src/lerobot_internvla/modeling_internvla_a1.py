@@ -35,7 +35,7 @@ from .history import FrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
 from .images import content_box, content_mask, letterbox
-from .model.flow import draw_noise_and_time
+from .model.flow import NoiseSeeds, draw_noise_and_time
 from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
 from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
@@ -87,6 +87,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         state, action = config.robot_state_feature, config.action_feature
         assert state is not None and action is not None, "validate_features has seen both"
         state_dim, action_dim = state.shape[0], action.shape[0]
+        self.noise_seeds = NoiseSeeds()
         self.action_space = ActionSpace(
             state_dim=state_dim,
             action_dim=action_dim,
@@ -266,9 +267,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         }
 
     def _validate_peft_config(self, peft_config: Any) -> None:
-        """Called by LeRobot before it wraps the policy: the statistics travel with the adapter, whatever it adapts."""
+        """Called by LeRobot before it wraps the policy: statistics and noise seeds travel with the adapter."""
         super()._validate_peft_config(peft_config)
-        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), "action_space"})
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), "action_space", "noise_seeds"})
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -508,7 +509,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         views = self._views({slot: f if f.ndim == 5 else f[:, None] for slot, f in cameras.items()})
         observation = self._observation(batch, views[:, :, :2])
         targets = self._targets(batch, cameras, views)
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        # A loss computed in eval mode, between two training steps, must not change what comes after it.
+        seed = self.noise_seeds() if self.training else int(torch.randint(2**62, ()))
         batch_size, chunk_size, width = targets.actions.shape
         noise, time = draw_noise_and_time(
             (batch_size * config.flow_draws, chunk_size, width),
@@ -516,7 +518,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             beta=config.time_sampling_beta_beta,
             scale=config.time_sampling_scale,
             offset=config.time_sampling_offset,
-            rank=rank,
+            seed=seed,
         )
         with self._autocast():
             losses = self.model(

@@ -4,16 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lerobot_internvla.model.flow import draw_noise_and_time, euler_times, noisy_actions, target_velocity
+from lerobot_internvla.model.flow import NoiseSeeds, draw_noise_and_time, euler_times, noisy_actions, target_velocity
 
 SHAPE = (6, 5, 3)
 BETA = {"alpha": 1.5, "beta": 1.0, "scale": 0.999, "offset": 0.001}
 
 
-def draw(rank: int, seed: int | None = None, shape: tuple[int, int, int] = SHAPE):
-    if seed is not None:
-        torch.manual_seed(seed)
-    return draw_noise_and_time(shape, **BETA, rank=rank)
+def draw(seed: int, shape: tuple[int, int, int] = SHAPE):
+    return draw_noise_and_time(shape, **BETA, seed=seed)
 
 
 def test_the_path_runs_from_actions_to_noise_at_constant_velocity():
@@ -40,43 +38,51 @@ def test_euler_times_are_the_accumulated_ones_of_the_released_model(goldens):
         assert torch.equal(times, expected.to(times.dtype))
 
 
-def test_ranks_draw_different_noise_and_time_from_the_same_state():
-    drawn = [draw(rank, seed=3) for rank in range(4)]
-    for i, (noise, time) in enumerate(drawn):
-        for other_noise, other_time in drawn[i + 1 :]:
-            assert (noise != other_noise).all()
-            assert (time != other_time).any()
+def batches(monkeypatch: pytest.MonkeyPatch, rank: int, count: int, seeds: NoiseSeeds | None = None) -> list[int]:
+    """Seeds of the next ``count`` training batches on ``rank``."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    seeds = seeds or NoiseSeeds()
+    return [seeds() for _ in range(count)]
 
 
-def test_all_ranks_take_the_same_from_the_global_generator():
+def test_every_rank_and_every_batch_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(3)
+    drawn = [seed for rank in range(4) for seed in batches(monkeypatch, rank, count=50)]
+    assert len(set(drawn)) == 200
+    (noise, time), (other_noise, other_time) = draw(drawn[0]), draw(drawn[1])
+    assert (noise != other_noise).all() and (time != other_time).all()
+
+
+def test_the_run_s_seed_decides(monkeypatch: pytest.MonkeyPatch):
+    first, again, other = (torch.manual_seed(seed) and batches(monkeypatch, 0, count=3) for seed in (3, 3, 4))
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_a_restored_count_goes_on_whatever_else_took_random_numbers(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(5)
+    seeds = NoiseSeeds()
+    batches(monkeypatch, 1, count=2, seeds=seeds)
+    saved = {name: tensor.clone() for name, tensor in seeds.state_dict().items()}
+    expected = batches(monkeypatch, 1, count=3, seeds=seeds)
+    torch.rand(7)
+    resumed = NoiseSeeds()
+    resumed.load_state_dict(saved)
+    assert batches(monkeypatch, 1, count=3, seeds=resumed) == expected
+
+
+def test_a_draw_leaves_the_global_generator_alone():
     """Otherwise shuffling and augmentation would run apart on the ranks after the first step."""
-    states = []
-    for rank in (0, 1, 7):
-        draw(rank, seed=5)
-        states.append(torch.get_rng_state())
-    assert all(torch.equal(state, states[0]) for state in states)
-    draw(0, seed=5)
-    draw(0)
-    assert not torch.equal(torch.get_rng_state(), states[0]), "a step must move the generator on"
-
-
-def test_restoring_the_global_generator_repeats_the_draw():
-    draw(1, seed=9)
+    torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = draw(1)
-    draw(1)
-    torch.set_rng_state(state)
-    again = draw(1)
+    first, again = draw(11), draw(11)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
-def test_steps_differ():
-    first, second = draw(0, seed=1), draw(0)
-    assert (first[0] != second[0]).all() and (first[1] != second[1]).all()
-
-
 def test_noise_is_standard_normal_and_time_is_dense_near_noise():
-    noise, time = draw(0, seed=0, shape=(20_000, 1, 1))
+    noise, time = draw(0, shape=(20_000, 1, 1))
     assert noise.dtype == time.dtype == torch.float32
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
     assert time.min() >= 0.001 and time.max() <= 1.0

@@ -5,12 +5,15 @@ velocity = noise - actions. The paper writes tau = 1 - t. Times are drawn as 0.9
 noise (released checkpoint; the paper's formula read literally would be the mirror image).
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from lerobot.policies.common.flow_matching import (  # pyright: ignore[reportMissingTypeStubs]  # LeRobot has no types
     sample_noise,  # pyright: ignore[reportUnknownVariableType]
     sample_time_beta,  # pyright: ignore[reportUnknownVariableType]
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def noisy_actions(actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -39,18 +42,44 @@ def euler_times(num_steps: int, device: torch.device) -> list[Tensor]:
 
 
 def draw_noise_and_time(
-    shape: tuple[int, int, int], *, alpha: float, beta: float, scale: float, offset: float, rank: int
+    shape: tuple[int, int, int], *, alpha: float, beta: float, scale: float, offset: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Noise [B, K, A] and flow times [B] on the CPU, different on every rank, reproducible on resume.
+    """Noise [B, K, A] and flow times [B] on the CPU: a function of ``seed`` (see ``NoiseSeeds``).
 
-    LeRobot seeds all ranks alike and restores rank 0's generator on all of them, so drawing from the global generator
-    would give every GPU the same noise. Every rank takes the same one number from it (which keeps the streams aligned
-    and resumable) and continues from that number plus its rank.
+    The global generator is left as it was.
     """
-    base = int(torch.randint(0, 2**31 - 1, ()))
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]  # partly typed by torch
-        torch.default_generator.manual_seed(base * 4096 + rank)
+        torch.default_generator.manual_seed(seed)
         cpu = torch.device("cpu")
         noise = sample_noise(shape, cpu)
         time = sample_time_beta(shape[0], cpu, alpha=alpha, beta=beta, scale=scale, offset=offset)
     return noise, time
+
+
+class NoiseSeeds(nn.Module):
+    """The seed of every training batch's noise: different on every rank, the same whether or not a run was interrupted.
+
+    LeRobot seeds all ranks alike and restores rank 0's generator on all of them, so the global generator would give
+    every GPU the same noise; and a resumed run's generator is one number ahead, because PyTorch's data loader takes one
+    when it starts. So the seed depends on three things alone: the run's seed, the rank, and how many batches have been
+    trained on. The last is saved with the weights, as batch normalisation does under the same name.
+    """
+
+    num_batches_tracked: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        self._count = 0  # the same on the host, so that no accelerator is waited for
+
+    def forward(self) -> int:
+        """Seed of the next training batch."""
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        mixed = np.random.SeedSequence([torch.initial_seed(), rank, self._count]).generate_state(1, np.uint64)
+        self._count += 1
+        self.num_batches_tracked += 1
+        return int(mixed[0])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._count = int(state_dict.get(f"{prefix}num_batches_tracked", self._count))
