@@ -81,5 +81,5 @@ class NoiseSeeds(nn.Module):
         return int(mixed[0])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
         self._count = int(state_dict.get(f"{prefix}num_batches_tracked", self._count))
