@@ -30,6 +30,7 @@ from .action_space import ActionSpace, joint_names, relative_mask_for
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
 from .checkpoints.safe_loading import load_weights
+from .checkpoints.unconverted import refuse_unconverted
 from .configuration_internvla_a1 import InternVLAA1Config
 from .history import FrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
@@ -323,7 +324,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
                     allow_patterns=["*.json", "*.safetensors"],
                 )
             )
-        config = config or cls._read_config(folder)
+        config = config or cls._read_config(folder, str(pretrained_name_or_path))
         refits = config.statistics == "dataset" and (dataset_meta is not None or bool(dataset_stats))
         # The metadata decides joint names and with them which joints are relative, so the policy is built with it.
         policy = cls(config, dataset_meta=dataset_meta, checkpoint_folder=folder)
@@ -344,7 +345,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         return policy
 
     @staticmethod
-    def _read_config(folder: Path) -> InternVLAA1Config:
+    def _read_config(folder: Path, name: str) -> InternVLAA1Config:
+        refuse_unconverted(folder, name)
         try:
             config = InternVLAA1Config.from_pretrained(folder)
         except (OSError, ValueError, DecodingError) as error:
