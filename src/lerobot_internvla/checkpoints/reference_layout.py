@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lerobot_internvla.checkpoints.key_table import Constant, Shape, key_table
+from lerobot_internvla.checkpoints.key_table import Constant, Shape, Translation, key_table
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.model.action_head import MAX_PERIOD, MIN_PERIOD
@@ -54,6 +54,8 @@ class ReferenceCheckpoint:
     """Complete state dict of the Cosmos image tokenizer, or empty if the file holds none."""
     policy_config: dict[str, Any] = field(default_factory=dict[str, Any])
     """The reference's policy settings that are not sizes: chunk_size, num_inference_steps, lambda_gen, dtype, ..."""
+    names: Translation = field(default_factory=lambda: Translation({}, {}))
+    """What became of every name in the file."""
 
 
 # --- sizes: our Architecture field <- places in a described config.json -----------------------------------------------
@@ -406,6 +408,7 @@ def read_reference(path: str | Path) -> ReferenceCheckpoint:
         policy_state={ours: tensors[theirs] for ours, theirs in translation.policy.items()},
         image_tokenizer_state={ours: tensors[theirs] for ours, theirs in translation.image_tokenizer.items()},
         policy_config=policy_config,
+        names=translation,
     )
 
 
@@ -426,7 +429,8 @@ def _map_file(weights: Path) -> dict[str, Tensor]:
         raise InternVLAError(f"Cannot read {weights}: {reason}. Download the file again.") from error
 
 
-def _constant(constant: Constant, image_tokenizer_dtype: torch.dtype) -> Tensor:
+def constant_tensor(constant: Constant, image_tokenizer_dtype: torch.dtype) -> Tensor:
+    """The tensor that a reference file holds for a constant."""
     dtype = image_tokenizer_dtype if constant.dtype is None else getattr(torch, constant.dtype)
     return torch.tensor(constant.values, dtype=dtype).reshape(constant.shape)
 
@@ -435,6 +439,24 @@ def _is_constant(tensor: Tensor, constant: Constant) -> bool:
     # The dtype may be any; a filter that was rounded to bf16 once stays rounded, hence its half-ulp of tolerance.
     known = torch.tensor(constant.values, dtype=torch.float64).reshape(constant.shape)
     return bool(torch.allclose(tensor.double(), known, rtol=2**-8, atol=0.0))
+
+
+def reference_config(architecture: Architecture, policy_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference's config.json for an architecture: the released kind where that can express it, else described.
+
+    Raises:
+        InternVLAError: neither can.
+    """
+    source = Path(CONFIG)
+    config = _released_config(architecture, policy_config)
+    if _released_architecture(config, source) != architecture:
+        config = _describe(architecture, policy_config)
+        if _described_architecture(config, source) != architecture:
+            raise InternVLAError(
+                "This architecture has sizes that the reference layout cannot express. Only the fields listed in "
+                f"checkpoints/reference_layout.py may differ from the defaults of a {architecture.family} model."
+            )
+    return config
 
 
 def write_reference(
@@ -466,19 +488,11 @@ def write_reference(
     tokenizer_dtype = next((t.dtype for t in image_tokenizer_state.values()), torch.float32)
     tensors = {theirs: policy_state[ours] for theirs, ours in names.policy.items()}
     tensors |= {theirs: image_tokenizer_state[ours] for theirs, ours in names.image_tokenizer.items()}
-    tensors |= {constant.reference: _constant(constant, tokenizer_dtype) for constant in names.constants}
+    tensors |= {constant.reference: constant_tensor(constant, tokenizer_dtype) for constant in names.constants}
     table.match({name: tuple(t.shape) for name, t in tensors.items()}, *expected_shapes(architecture))
 
     folder = Path(folder)
-    source = folder / CONFIG
-    config = _released_config(architecture, policy_config or {})
-    if _released_architecture(config, source) != architecture:
-        config = _describe(architecture, policy_config or {})
-        if _described_architecture(config, source) != architecture:
-            raise InternVLAError(
-                "This architecture has sizes that the reference layout cannot express. Only the fields listed in "
-                f"checkpoints/reference_layout.py may differ from the defaults of a {architecture.family} model."
-            )
+    config = reference_config(architecture, policy_config or {})
     folder.mkdir(parents=True, exist_ok=True)
     # Replacing at the end keeps an interrupted write from destroying the checkpoint that these very tensors may map.
     unfinished = folder / f".{WEIGHTS}.unfinished"
@@ -486,4 +500,4 @@ def write_reference(
     os.replace(unfinished, folder / WEIGHTS)
     unfinished = folder / f".{CONFIG}.unfinished"
     unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, source)
+    os.replace(unfinished, folder / CONFIG)

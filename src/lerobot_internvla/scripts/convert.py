@@ -1,0 +1,144 @@
+"""Convert a checkpoint of the reference implementation for LeRobot, or a LeRobot one back.
+
+    internvla-convert SOURCE DEST                          a folder, or a Hub id
+    internvla-convert SOURCE DEST --revision v2 --verify   reload the result and compare it with the source
+    internvla-convert FOLDER DEST --export-reference       from our layout to the reference's
+
+SOURCE holds model.safetensors, config.json (type qwena1 or interna1), stats.json and perhaps train_config.json. DEST
+becomes a complete LeRobot policy folder; --policy.path=DEST runs it. Formats and licences: docs/checkpoints.md.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lerobot_internvla.errors import InternVLAError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvla-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="Hub id or folder of the checkpoint")
+    parser.add_argument("destination", metavar="DEST", type=Path, help="folder to make")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--overwrite", action="store_true", help="replace DEST, once the new folder is whole")
+    parser.add_argument("--verify", action="store_true", help="reload and compare actions with the source weights")
+    parser.add_argument("--export-reference", action="store_true", help="SOURCE is ours: write the reference's layout")
+
+    robot = parser.add_argument_group("the robot (default: what stats.json and train_config.json say for certain)")
+    robot.add_argument(
+        "--embodiment", metavar="NAME", help="robot type, such as aloha or genie1; a wrong one lists all"
+    )
+    robot.add_argument("--statistics", type=Path, metavar="FILE", help="another stats.json than SOURCE's")
+    robot.add_argument("--stats-key", metavar="KEY", help="robot type in stats.json, where it has several")
+    robot.add_argument("--without-statistics", action="store_true", help="for fine-tuning only: DEST cannot act")
+    robot.add_argument("--actions", choices=("relative", "absolute"), help="relative is 'delta' in the reference")
+    robot.add_argument(
+        "--absolute-dims", type=int, nargs="*", metavar="DIM", help="with relative actions: dims that stay absolute"
+    )
+    robot.add_argument(
+        "--camera", action="append", metavar="SLOT=KEY", help="head=observation.images.top; repeat for left_wrist, ..."
+    )
+
+    parts = parser.add_argument_group("parts and papers")
+    parts.add_argument("--text-tokenizer", metavar="ID", help="Hub id or folder (default: the variant's base model)")
+    parts.add_argument(
+        "--image-tokenizer",
+        nargs="+",
+        metavar="PATH",
+        help="folder, Hub id, file, or encoder and decoder file (default: the one inside the policy file)",
+    )
+    parts.add_argument("--licence", help="of the weights, as the Hub spells it (default: cc-by-nc-sa-4.0)")
+    return parser
+
+
+def _cameras(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    if not pairs:
+        return None
+    split = [pair.partition("=") for pair in pairs]
+    wrong = [pair for pair, (_, equals, key) in zip(pairs, split, strict=True) if not equals or not key]
+    if wrong:
+        raise InternVLAError(f"--camera {wrong[0]}: expected SLOT=KEY, such as head=observation.images.top.")
+    return {slot: key for slot, _, key in split}
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.export_reference:
+        from lerobot_internvla.checkpoints.export import export_reference
+
+        robot = ("statistics", "stats_key", "without_statistics", "actions", "absolute_dims", "camera")
+        others = ("revision", "verify", "text_tokenizer", "image_tokenizer", "licence")
+        unused = [flag for flag in (*robot, *others) if getattr(arguments, flag)]
+        if unused:
+            raise InternVLAError(
+                f"--{unused[0].replace('_', '-')} has no meaning with --export-reference: everything is in SOURCE."
+            )
+        for line in export_reference(
+            Path(arguments.source),
+            arguments.destination,
+            embodiment=arguments.embodiment,
+            overwrite=arguments.overwrite,
+            show_progress=True,
+        ):
+            print(line)
+        return
+
+    from lerobot_internvla.checkpoints.convert import convert
+
+    optional: dict[str, Any] = {} if arguments.licence is None else {"licence": arguments.licence}
+    done = convert(
+        arguments.source,
+        arguments.destination,
+        revision=arguments.revision,
+        statistics=arguments.statistics,
+        without_statistics=arguments.without_statistics,
+        embodiment=arguments.embodiment,
+        statistics_key=arguments.stats_key,
+        actions=arguments.actions,
+        absolute_dims=arguments.absolute_dims,
+        cameras=_cameras(arguments.camera),
+        text_tokenizer=arguments.text_tokenizer,
+        image_tokenizer=arguments.image_tokenizer,
+        overwrite=arguments.overwrite,
+        verify=arguments.verify,
+        show_progress=True,
+        **optional,
+    )
+    for note in done.notes:
+        print(note)
+    if done.verification is not None:
+        print(done.verification)
+    if done.robot.state is None:
+        print("no statistics: fine-tune it before use (lerobot-train --policy.path=...)")
+    print(f"converted: {done.folder}")
+    print(f"run it:    lerobot-eval --policy.path={done.folder} --env.type=...")
+
+
+def _stop(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``internvla-convert``."""
+    arguments = _parser().parse_args(argv)
+    # A scheduler's polite end cleans up as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        _run(arguments)
+    except (InternVLAError, OSError) as error:
+        print(f"internvla-convert: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("internvla-convert: stopped; nothing was left behind", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
