@@ -366,11 +366,13 @@ def test_several_draws_per_observation_train_too():
     assert each.shape == (2,)
 
 
-def test_evaluation_mode_and_no_grad_compute_the_same_loss(policy: InternVLAA1Policy):
-    """LeRobot's held-out loss calls forward under no_grad in eval mode."""
+def test_evaluation_mode_and_no_grad_compute_the_same_loss(policy: InternVLAA1Policy, monkeypatch: pytest.MonkeyPatch):
+    """LeRobot's held-out loss calls forward under no_grad in eval mode. Given the same noise: it draws its own."""
     batch = tiny_batch(policy.config)
     policy.train()
-    training, _ = forward_seeded(policy, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(policy.noise_seeds), "forward", lambda self: int(torch.randint(2**62, ())))
+        training, _ = forward_seeded(policy, batch)
     policy.eval()
     with torch.no_grad():
         held_out, _ = forward_seeded(policy, batch)
@@ -640,7 +642,7 @@ def test_lora_trains_adapters_and_heads_and_leaves_the_base_alone(base: Path, tm
     assert not [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
     after = policy.base_model.model.state_dict()
     for name, tensor in before.items():
-        if name.startswith("action_space"):
+        if name.startswith(("action_space", "noise_seeds")):  # saved with the adapter
             continue
         head, _, rest = name.rpartition(".")
         found = next(

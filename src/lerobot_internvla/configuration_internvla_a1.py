@@ -4,9 +4,12 @@ Everything that rebuilds the policy and its processors is here; weights, statist
 the checkpoint folder. Field comments are the help texts of ``lerobot-train --help --policy.type=internvla_a1``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import draccus
+from draccus.utils import DecodingError
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, LRSchedulerConfig
 from lerobot.optim.schedulers import ConstantWithWarmupSchedulerConfig, CosineDecayWithWarmupSchedulerConfig
@@ -24,6 +27,43 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "lr_schedule": ("cosine", "constant"),
     "statistics": ("dataset", "checkpoint"),
 }
+
+
+class FormatVersion(int):
+    """``format_version`` in config.json: looked at as it is decoded, before draccus trips over fields of the future."""
+
+
+FORMAT_VERSION = FormatVersion(1)
+"""Of checkpoint folders. Raised by a change after which this code would misread older folders, or older code new ones;
+a new field whose default means what was done before is no such change."""
+
+
+class FormatVersionError(InternVLAError, DecodingError):
+    """A folder of a newer version. Also a ``DecodingError``, because draccus lets these through as they are."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _decode_format_version(raw_value: Any, path: Sequence[str] = ()) -> FormatVersion:
+    if isinstance(raw_value, bool) or not str(raw_value).isdecimal() or int(raw_value) < 1:
+        raise FormatVersionError(
+            f"format_version={raw_value!r} in config.json: expected a whole number from 1 to {FORMAT_VERSION}. The "
+            "program writes it; take it from an untouched copy of the checkpoint."
+        )
+    if int(raw_value) > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"This checkpoint has format version {raw_value}, and this version of lerobot_policy_internvla_a1 reads up "
+            f"to {FORMAT_VERSION}: it was written by a newer version. Upgrade lerobot_policy_internvla_a1, or take a "
+            "checkpoint that an older version wrote."
+        )
+    return FormatVersion(raw_value)
+
+
+draccus.decode.register(FormatVersion, _decode_format_version)
 
 
 @PreTrainedConfig.register_subclass("internvla_a1")
@@ -135,6 +175,9 @@ class InternVLAA1Config(PreTrainedConfig):
 
     # Write the imagined future as a video during lerobot-eval.
     save_predicted_video: bool = False
+
+    # Format of the checkpoint folder, written by the program; not a setting.
+    format_version: FormatVersion = FORMAT_VERSION
 
     # Parity with the reference implementation only (docs/differences_from_reference.md).
     reference_loss: bool = False

@@ -11,6 +11,7 @@ weights; actions enter and leave in robot units, absolute, on every path (docs/a
 
 # No `from __future__ import annotations` here: LeRobot reads the annotation of __init__'s config as a class.
 
+import copy
 import logging
 import threading
 from collections import deque
@@ -29,8 +30,10 @@ from lerobot_internvla.errors import InternVLAError
 from .action_space import ActionSpace, joint_names, relative_mask_for
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
+from .checkpoints.inheritance import describe_inheritance
 from .checkpoints.safe_loading import load_weights
 from .checkpoints.unconverted import refuse_unconverted
+from .checkpoints.whole_folder import whole_folder, whole_steps, why_not_whole
 from .configuration_internvla_a1 import InternVLAA1Config
 from .history import FrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
@@ -275,11 +278,21 @@ class InternVLAA1Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ checkpoints
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Config and weights as LeRobot writes them, and beside them the tokenizers, so that the folder is whole."""
-        super()._save_pretrained(save_directory, state_dict=state_dict)
-        self.prompt_builder.tokenizer.save_pretrained(save_directory / TEXT_TOKENIZER_FOLDER)
-        if self.config.use_foresight:
-            self.model.image_tokenizer.save_pretrained(save_directory / IMAGE_TOKENIZER_FOLDER)
+        """Config and weights as LeRobot writes them, and beside them the tokenizers, so that the folder is whole.
+
+        The folder is whole at every moment too: its files appear together (checkpoints/whole_folder.py).
+        """
+        given = {} if state_dict is None else {"state_dict": state_dict}  # LeRobot's main has no such argument
+        with whole_folder(save_directory) as draft:
+            super()._save_pretrained(draft, **given)
+            self.prompt_builder.tokenizer.save_pretrained(draft / TEXT_TOKENIZER_FOLDER)
+            if self.config.use_foresight:
+                self.model.image_tokenizer.save_pretrained(draft / IMAGE_TOKENIZER_FOLDER)
+            if (draft / "config.json").is_file():
+                # The folder brings its own tokenizers: names and paths of this machine would be looked up elsewhere.
+                portable = copy.copy(self.config)
+                portable.text_tokenizer = portable.image_tokenizer = None
+                portable._save_pretrained(draft)
 
     @classmethod
     def from_pretrained(
@@ -294,12 +307,18 @@ class InternVLAA1Policy(PreTrainedPolicy):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        strict: bool = True,
         **kwargs: Any,
     ) -> "InternVLAA1Policy":
         """Load a checkpoint folder or Hub repository.
 
         With ``dataset_meta`` (fine-tuning) and ``config.statistics == "dataset"`` the normalisation comes from that
-        dataset, as LeRobot does for its own policies; otherwise from the checkpoint.
+        dataset, as LeRobot does for its own policies; otherwise from the checkpoint. What is kept and what is replaced
+        is logged.
+
+        Args:
+            strict: False loads the weights that fit and warns with the list of all others, which stay random. LeRobot's
+                own policies do that by default and LeRobot's commands never ask for it, so it is for Python only.
 
         Raises:
             InternVLAError: no such folder, files missing, weights that do not fit; all problems at once.
@@ -307,6 +326,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
             name = str(pretrained_name_or_path)
+            if folder.name == "pretrained_model" and (steps := whole_steps(folder.parents[1])):
+                raise InternVLAError(
+                    f"There is no checkpoint folder {name!r}. Whole ones beside it: {', '.join(steps)}. Pass "
+                    f"{folder.parents[1] / steps[-1] / folder.name}."
+                )
             if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
                 raise InternVLAError(
                     f"There is no checkpoint folder {name!r}. Pass the folder that holds config.json and "
@@ -324,6 +348,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
                     allow_patterns=["*.json", "*.safetensors"],
                 )
             )
+        if reason := why_not_whole(folder):
+            raise InternVLAError(f"{reason} Take an earlier one; checkpoints/last points to the newest whole one.")
         config = config or cls._read_config(folder, str(pretrained_name_or_path))
         refits = config.statistics == "dataset" and (dataset_meta is not None or bool(dataset_stats))
         # The metadata decides joint names and with them which joints are relative, so the policy is built with it.
@@ -334,12 +360,14 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if refits or config.use_peft:
             if refits:
                 policy._adopt_statistics(dataset_stats, dataset_meta)
-                logger.info("Normalisation: statistics of the given dataset replace those of the checkpoint.")
             # An adapter brings its own statistics; those of its base model may be another robot's.
             with policy.action_space.keeping_own_statistics():
-                load_weights(policy, weights, keep_ours=("action_space.",), drop_theirs=ablated)
+                report = load_weights(policy, weights, keep_ours=("action_space.",), drop_theirs=ablated, strict=strict)
         else:
-            load_weights(policy, weights, drop_theirs=ablated)
+            report = load_weights(policy, weights, drop_theirs=ablated, strict=strict)
+        if dataset_meta is not None or dataset_stats:
+            for line in describe_inheritance(folder, config, policy.camera_slots, report, new_statistics=refits):
+                logger.info(line)
         policy.to(config.device)
         policy.eval()
         return policy
@@ -349,8 +377,13 @@ class InternVLAA1Policy(PreTrainedPolicy):
         refuse_unconverted(folder, name)
         try:
             config = InternVLAA1Config.from_pretrained(folder)
+        except InternVLAError:
+            raise
         except (OSError, ValueError, DecodingError) as error:
-            raise InternVLAError(f"The configuration in {str(folder)!r} cannot be used: {error}") from error
+            advice = " A newer version may have written it: upgrade lerobot_policy_internvla_a1." * isinstance(
+                error, DecodingError
+            )
+            raise InternVLAError(f"The configuration in {str(folder)!r} cannot be used: {error}.{advice}") from error
         if not isinstance(config, InternVLAA1Config):
             raise InternVLAError(
                 f"{str(folder)!r} holds a policy of type {config.type!r}, expected {InternVLAA1Policy.name!r}. Load it "
