@@ -160,9 +160,9 @@ def test_a_configuration_from_a_newer_version_is_refused_before_anything_else(fo
 
 def test_lerobot_eval_says_in_one_line_that_the_checkpoint_is_newer(folder: Path, capsys: pytest.CaptureFixture[str]):
     rewrite_config(folder, format_version=7, invented_later=True)
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit):
         lerobot_eval(f"--policy.path={folder}", "--env.type=conveyor")
-    assert capsys.readouterr().err.startswith("error: This checkpoint has format version 7")
+    assert "\nerror: This checkpoint has format version 7" in "\n" + capsys.readouterr().err
 
 
 @pytest.mark.parametrize("version", ["new", 0, -1, True, 1.5])
