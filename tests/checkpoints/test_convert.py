@@ -4,37 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints.released_files import robot_statistics, write_released, write_text_tokenizer
+from checkpoints.released_files import robot_statistics, write_released
 from lerobot_internvla import InternVLAA1Policy
 from lerobot_internvla.checkpoints import convert as convert_module
 from lerobot_internvla.checkpoints import parity
 from lerobot_internvla.checkpoints.convert import convert
 from lerobot_internvla.modeling_internvla_a1 import IMAGE_TOKENIZER_FOLDER, TEXT_TOKENIZER_FOLDER
 from lerobot_internvla.scripts.convert import main
-
-
-@pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_tokenizer(tmp_path_factory.mktemp("words"))
-
-
-@pytest.fixture(scope="session")
-def released(golden_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference's release, 3B and 2B in turn."""
-    return write_released(golden_model, tmp_path_factory.mktemp("released") / golden_model.name)
-
-
-@pytest.fixture(scope="session")
-def converted(released: Path, words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("converted") / "policy"
-    done = convert(released, folder, text_tokenizer=words, verify=True)
-    assert done.verification is not None
-    assert done.verification.precision == "bfloat16"
-    return folder
 
 
 def test_the_folder_is_complete(converted: Path, released: Path):

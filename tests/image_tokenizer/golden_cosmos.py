@@ -2,12 +2,14 @@
 
 import functools
 import json
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from golden_models import draw_weights
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
@@ -49,3 +51,30 @@ def golden_tokenizer(dtype: torch.dtype = torch.float32) -> CosmosImageTokenizer
     tokenizer = CosmosImageTokenizer(**config()["kwargs"])
     tokenizer.load_state_dict(weights())
     return tokenizer.to(dtype)
+
+
+class _HaarBuffers(nn.Module):
+    """What tracing leaves of NVIDIA's patcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("wavelets", torch.full((2,), 0.5**0.5), persistent=False)
+        self.register_buffer("_arange", torch.arange(2), persistent=False)
+
+
+def trace_jit_pair(tokenizer: CosmosImageTokenizer, folder: Path) -> tuple[Path, Path]:
+    """``encoder.jit`` and ``decoder.jit`` laid out as NVIDIA's, traced from our own module in its dtype."""
+    dtype = tokenizer.quant_conv.weight.dtype
+    tokenizer.encoder.patcher = _HaarBuffers().to(dtype)
+    tokenizer.decoder.unpatcher = _HaarBuffers().to(dtype)
+    halves = {
+        "encoder": [("encoder", tokenizer.encoder), ("quant_conv", tokenizer.quant_conv)],
+        "decoder": [("post_quant_conv", tokenizer.post_quant_conv), ("decoder", tokenizer.decoder)],
+    }
+    examples = {"encoder": torch.zeros(1, 3, 16, 16, dtype=dtype), "decoder": torch.zeros(1, 16, 2, 2, dtype=dtype)}
+    for name, modules in halves.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(nn.Sequential(OrderedDict(modules)), examples[name], check_trace=False)
+        traced.save(str(folder / f"{name}.jit"))  # pyright: ignore
+    return folder / "encoder.jit", folder / "decoder.jit"

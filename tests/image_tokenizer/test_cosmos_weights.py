@@ -1,13 +1,10 @@
 """Cosmos weights come from every released layout, complete and under our names, or an error says all that is wrong."""
 
-import warnings
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from image_tokenizer.golden_cosmos import (
     RELATIVE_TO_MAX,
@@ -16,6 +13,7 @@ from image_tokenizer.golden_cosmos import (
     inputs,
     outputs,
     relative_error,
+    trace_jit_pair,
     weights,
 )
 from lerobot_internvla.errors import InternVLAError
@@ -30,31 +28,9 @@ from lerobot_internvla.image_tokenizer.spec import COSMOS_CI8X8
 ENCODER_PARTS, DECODER_PARTS = ("encoder.", "quant_conv."), ("decoder.", "post_quant_conv.")
 
 
-class _HaarBuffers(nn.Module):
-    """What tracing leaves of NVIDIA's patcher."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("wavelets", torch.full((2,), 0.5**0.5), persistent=False)
-        self.register_buffer("_arange", torch.arange(2), persistent=False)
-
-
 def write_jit_pair(folder: Path, dtype: torch.dtype) -> tuple[Path, Path]:
-    """``encoder.jit`` and ``decoder.jit`` laid out as NVIDIA's, traced from our own module in ``dtype``."""
-    tokenizer = golden_tokenizer(dtype)
-    tokenizer.encoder.patcher = _HaarBuffers().to(dtype)
-    tokenizer.decoder.unpatcher = _HaarBuffers().to(dtype)
-    halves = {
-        "encoder": [("encoder", tokenizer.encoder), ("quant_conv", tokenizer.quant_conv)],
-        "decoder": [("post_quant_conv", tokenizer.post_quant_conv), ("decoder", tokenizer.decoder)],
-    }
-    examples = {"encoder": torch.zeros(1, 3, 16, 16, dtype=dtype), "decoder": torch.zeros(1, 16, 2, 2, dtype=dtype)}
-    for name, modules in halves.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(nn.Sequential(OrderedDict(modules)), examples[name], check_trace=False)
-        traced.save(str(folder / f"{name}.jit"))  # pyright: ignore
-    return folder / "encoder.jit", folder / "decoder.jit"
+    """The golden weights as ``encoder.jit`` and ``decoder.jit``."""
+    return trace_jit_pair(golden_tokenizer(dtype), folder)
 
 
 def halves(prefix: str = "", dtype: torch.dtype = torch.float32) -> tuple[dict[str, torch.Tensor], ...]:
