@@ -12,11 +12,13 @@ weights; actions enter and leave in robot units, absolute, on every path (docs/a
 # No `from __future__ import annotations` here: LeRobot reads the annotation of __init__'s config as a class.
 
 import copy
+import dataclasses
 import logging
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from draccus.utils import DecodingError
@@ -30,7 +32,9 @@ from lerobot_internvla.errors import InternVLAError
 from .action_space import ActionSpace, joint_names, relative_mask_for
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
+from .checkpoints.following import follow_lerobot
 from .checkpoints.inheritance import describe_inheritance
+from .checkpoints.lineage import Lineage
 from .checkpoints.safe_loading import load_weights
 from .checkpoints.unconverted import refuse_unconverted
 from .checkpoints.whole_folder import whole_folder, whole_steps, why_not_whole
@@ -44,6 +48,9 @@ from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
 from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
 from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +94,13 @@ class InternVLAA1Policy(PreTrainedPolicy):
         # Not written back to the configuration: a fine-tune on other cameras would inherit the old names.
         self.camera_slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
         self._read_metadata(dataset_meta)
+        if checkpoint_folder is None:
+            self.lineage = Lineage.of_new_weights(config)
+        else:
+            self.lineage = Lineage.of_checkpoint(checkpoint_folder, config)
+        if dataset_meta is not None:
+            self.lineage = self.lineage.trained_on(dataset_meta)
+            follow_lerobot()
 
         state, action = config.robot_state_feature, config.action_feature
         assert state is not None and action is not None, "validate_features has seen both"
@@ -215,6 +229,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         else:
             return False
         self.action_space.set_statistics(statistics)
+        source = "statistics given in Python" if dataset_meta is None else str(dataset_meta.repo_id)
+        self.lineage = dataclasses.replace(self.lineage, statistics=source)
         return True
 
     def _apply_precision(self) -> None:
@@ -288,6 +304,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             self.prompt_builder.tokenizer.save_pretrained(draft / TEXT_TOKENIZER_FOLDER)
             if self.config.use_foresight:
                 self.model.image_tokenizer.save_pretrained(draft / IMAGE_TOKENIZER_FOLDER)
+            self.lineage.save(draft)
             if (draft / "config.json").is_file():
                 # The folder brings its own tokenizers: names and paths of this machine would be looked up elsewhere.
                 portable = copy.copy(self.config)
@@ -390,6 +407,99 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 "with LeRobot's own class, or pass the folder of an InternVLA-A1 checkpoint."
             )
         return config
+
+    # ------------------------------------------------------------------ publishing (checkpoints/publishing.py)
+
+    def push_model_to_hub(
+        self,
+        cfg: Any,
+        peft_model: Any = None,
+        state_dict: dict[str, Tensor] | None = None,
+        dataset_meta: Any | None = None,
+    ) -> None:
+        """What ``lerobot-train`` 0.6.1 calls after its last step: weights, tokenizers and model card in one commit.
+
+        Raises:
+            InternVLAError: refused or failed; nothing is lost, and the message has the command that repeats it.
+        """
+        from .checkpoints.publishing import publish_training
+
+        publish_training(self, cfg, peft_model=peft_model, state_dict=state_dict)
+
+    def generate_model_card(
+        self,
+        dataset_repo_id: str | None = None,
+        model_type: str | None = None,
+        license: str | None = None,
+        tags: list[str] | None = None,
+        cfg: Any | None = None,
+        dataset_meta: Any | None = None,
+    ) -> "ModelCard":
+        """The model card, without the network. The arguments are LeRobot's; only ``license`` and ``cfg`` are news here.
+
+        Raises:
+            InternVLAError: ``license`` contradicts the origin of the weights.
+        """
+        from .checkpoints.model_card import DimStatistics, complete_facts, render_card
+        from .checkpoints.publishing import train_config_of
+
+        space = self.action_space
+        statistics = {
+            name: DimStatistics(*(tuple(space.get_buffer(f"{name}_{s}")[:dim].tolist()) for s in ("mean", "std")))
+            for name, dim in (("state", space.state_dim), ("action", space.action_dim))
+        }
+        facts = complete_facts(
+            self.config,
+            self.lineage,
+            licence=license,
+            train_config=None if cfg is None else train_config_of(cfg),
+            steps=None if cfg is None else cfg.steps,
+            statistics=statistics if bool(space.statistics_are_set) else None,
+            action_is_relative=space.relative_mask,
+            is_adapter=self.config.use_peft,
+        )
+        return render_card(facts)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        card_kwargs: dict[str, Any] | None = None,
+        **filters: Any,
+    ) -> str:
+        """Publish weights, tokenizers and model card in one commit; the processors have a ``push_to_hub`` of their own.
+
+        Args:
+            filters: LeRobot's file patterns, which have nothing to choose here: the files are a closed list.
+
+        Returns:
+            the commit's address; empty on all ranks but the first.
+
+        Raises:
+            InternVLAError: refused or failed.
+        """
+        from .checkpoints.publishing import is_main_process, plan_upload, publish
+
+        with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            folder = Path(temporary) / "policy"
+            self.save_pretrained(folder)
+            if not is_main_process():
+                return ""
+            plan = plan_upload(folder, repo_id, private=private)
+            info = publish(
+                plan,
+                token=token,
+                revision=branch,
+                create_pr=create_pr,
+                message=commit_message or "Upload policy and model card",
+                retry=f"policy.push_to_hub({repo_id!r})",
+            )
+        return str(info.commit_url)
 
     # ------------------------------------------------------------------ batch -> values
 
