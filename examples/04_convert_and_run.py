@@ -60,7 +60,7 @@ def make_reference_checkpoint(folder: Path) -> None:
 
 def make_text_tokenizer(folder: Path) -> None:
     """The real one is downloaded from the base model when --text-tokenizer is not given."""
-    words = {word: i for i, word in enumerate("[PAD] [UNK] pick up the pen".split())}
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "pick", "up", "the", "pen"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
@@ -70,7 +70,8 @@ def act(folder: Path) -> None:
     """Load and run the folder as lerobot-eval does; the pictures are noise."""
     config = PreTrainedConfig.from_pretrained(folder)
     policy = get_policy_class(config.type).from_pretrained(folder, config=config)
-    before, after = make_pre_post_processors(config, pretrained_path=str(folder))
+    device = {"device_processor": {"device": config.device}}
+    before, after = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=device)
     joints = config.output_features["action"].shape[0]
     print(f"policy of type {config.type}: {joints} joints, cameras {', '.join(policy.camera_slots)}")
     for tick in range(3):

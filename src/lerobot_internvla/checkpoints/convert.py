@@ -55,7 +55,6 @@ from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.image_tokenizer.cosmos_weights import load_cosmos_weights
 from lerobot_internvla.image_tokenizer.factory import NVIDIA_FILES, WEIGHTS_NAME, load_image_tokenizer
-from lerobot_internvla.image_tokenizer.protocol import ImageTokenizer
 from lerobot_internvla.model.action_head import MAX_PERIOD, MIN_PERIOD
 from lerobot_internvla.model.architecture import VARIANTS, Architecture
 from lerobot_internvla.model.flow import NoiseSeeds
@@ -386,7 +385,7 @@ def _write_processors(config: InternVLAA1Config, folder: Path) -> None:
 
 def _image_tokenizer(
     reference: ReferenceCheckpoint, source: Sequence[str | Path] | None
-) -> tuple[ImageTokenizer, dict[str, Any]]:
+) -> tuple[CosmosImageTokenizer, dict[str, Any]]:
     """The image tokenizer and where it came from; dtypes as stored."""
     spec = reference.architecture.image_tokenizer
     if source is None:
@@ -416,7 +415,8 @@ def _image_tokenizer(
     wanted = (CONFIG, WEIGHTS_NAME, *NVIDIA_FILES)
     fetched = fetch(source[0], wanted, what="image tokenizer")
     tokenizer = load_image_tokenizer(fetched.folder, spec=spec)
-    assert isinstance(tokenizer, torch.nn.Module)
+    if not isinstance(tokenizer, CosmosImageTokenizer):
+        raise InternVLAError(f"{fetched.name!r} is no Cosmos image tokenizer, which this checkpoint was trained with.")
     found = {name: tuple(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
     if found != expected_shapes(reference.architecture)[1]:
         raise InternVLAError(f"The image tokenizer in {fetched.name!r} has other sizes than this checkpoint's: {spec}.")
