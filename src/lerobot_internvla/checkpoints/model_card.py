@@ -256,7 +256,7 @@ def _read_evaluations(folder: Path, given: Sequence[Path]) -> tuple[Evaluation, 
             folder.parent / "eval_info.json",
             folder.parent / "eval" / "eval_info.json",
         )
-        files = [file for file in beside if file.is_file()]
+        files = [file for file in beside if file.is_file()][:1]  # the nearest
     found: list[Evaluation] = []
     for file in files:
         tree = _read_json(file) or {}

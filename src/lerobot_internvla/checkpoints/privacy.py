@@ -145,10 +145,11 @@ def find_private_in_file(file: str, path: Path) -> list[Finding]:
     if path.suffix == ".safetensors":
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if length > path.stat().st_size:
-                return [Finding(file, "header", "not a safetensors file", f"{path.stat().st_size} bytes")]
-            header = json.loads(stream.read(length))
-        return find_private(file, json.dumps(header.get("__metadata__", {})))
+            if not 2 <= length <= path.stat().st_size - 8:
+                return [Finding(file, "header", "truncated or not safetensors:", f"{path.stat().st_size} bytes")]
+            header = stream.read(length).decode(errors="replace")
+        metadata = re.search(r'"__metadata__"\s*:\s*\{.*?\}', header, flags=re.DOTALL)
+        return find_private(file, metadata[0] if metadata else "")
     if path.suffix in _TEXT:
         return find_private(file, path.read_text(encoding="utf-8", errors="replace"))
     return []
