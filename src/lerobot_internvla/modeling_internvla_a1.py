@@ -498,6 +498,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 create_pr=create_pr,
                 message=commit_message or "Upload policy and model card",
                 retry=f"policy.push_to_hub({repo_id!r})",
+                notebook=True,
             )
         return str(info.commit_url)
 

@@ -335,6 +335,21 @@ def test_an_adapter_names_its_base(folder: Path):
     assert "loaded over `me/base`" in card.text
 
 
+def test_an_adapter_without_a_record_takes_the_origin_of_its_base_and_not_its_run(folder: Path, tmp_path: Path):
+    base = Lineage(complete=True, ancestors=(A1,), datasets=(DatasetFacts("me/old"),), statistics="me/old", ranks=4)
+    (tmp_path / "base").mkdir()
+    base.save(tmp_path / "base")
+    (folder / "lineage.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    (folder / "train_config.json").write_text(json.dumps({"dataset": {"repo_id": "me/new"}, "batch_size": 2}))
+    facts = read_card_facts(folder)
+    assert facts.licence.id == "cc-by-nc-sa-4.0"
+    assert facts.ranks is None
+    card = render_card(facts)
+    assert card.data.datasets == ["me/old", "me/new"]
+    assert dict(line[:2] for line in rows(card, "Model"))["statistics from"] == NOT_RECORDED
+
+
 def test_the_policy_writes_its_card_as_lerobots_main_asks_for_it_and_without_the_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -246,6 +246,7 @@ def test_a_failed_upload_leaves_the_folder_whole_and_says_how_to_repeat(
     assert "connection reset by peer" in message
     assert f"internvla-publish {folder} --repo_id=me/reach" in message
     assert "hf auth login" in message
+    assert "--license=mit" in message
     assert hub.commits == []
     assert fingerprints(folder) == before
     hub.failure = None
@@ -303,6 +304,13 @@ def test_a_policy_in_a_notebook_publishes_itself(hub: FakeHub):
         policy.push_to_hub("me/notebook")
 
 
+def test_a_converted_checkpoint_can_be_published_whole(hub: FakeHub, converted: Path):
+    assert main([str(converted), "--repo_id=me/converted", "--new_card"]) == 0
+    names = {str(path.relative_to(converted)) for path in converted.rglob("*") if path.is_file()}
+    assert set(hub.files) == names | {"README.md"}
+    assert ModelCard(hub.files["README.md"].decode()).data.license == "cc-by-nc-sa-4.0"
+
+
 # ------------------------------------------------------------------------------------------------- the end of training
 
 
@@ -340,14 +348,16 @@ def test_lerobot_train_publishes_policy_card_and_processors(hub: FakeHub, tmp_pa
 
 
 def test_a_failure_after_training_keeps_all_that_was_to_be_published(hub: FakeHub, cfg: TrainPipelineConfig):
+    cfg.policy.private = True  # pyright: ignore[reportOptionalMemberAccess]
     hub.failure = ConnectionError("no route to host")
     with pytest.raises(InternVLAError, match="internvla-publish") as raised:
         tiny_policy(cfg.policy).push_model_to_hub(cfg)  # pyright: ignore[reportArgumentType]
     kept = Path(str(cfg.output_dir)) / "to_publish"
-    assert f"internvla-publish {kept} --repo_id=me/reach" in str(raised.value)
+    assert f"internvla-publish {kept} --repo_id=me/reach --private" in str(raised.value)
     assert (kept / "policy_preprocessor.json").is_file()  # without them LeRobot's commands cannot use the policy
     hub.failure = None
     assert main([str(kept), "--repo_id=me/reach"]) == 0
+    assert hub.created[-1]["private"] is True  # from config.json
     assert "model.safetensors" in hub.files
 
 

@@ -7,6 +7,7 @@ Nothing is invented: what no file says is printed as "not recorded". Units are t
 datasets do not record any. The front matter is made by huggingface_hub's card classes, without the network.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 from safetensors import safe_open
 
 from lerobot_internvla.camera_slots import resolve_camera_slots
@@ -26,6 +27,7 @@ from lerobot_internvla.model.summary import summarize
 
 from .lineage import (
     LICENCE_WORDS,
+    LINEAGE_NAME,
     NVIDIA_LICENCE,
     DatasetFacts,
     Licence,
@@ -133,8 +135,8 @@ def read_card_facts(
     assert isinstance(config, InternVLAA1Config), "publishing checks the type first"
     lineage = read_lineage(folder)
     adapter = _read_json(folder / "adapter_config.json")
-    if lineage is None and adapter is not None and Path(str(adapter.get("base_model_name_or_path"))).is_dir():
-        lineage = read_lineage(Path(adapter["base_model_name_or_path"]))
+    if lineage is None and adapter is not None:
+        lineage = _lineage_of_base(str(adapter.get("base_model_name_or_path")), config)
     train_config = _read_json(folder / "train_config.json")
     step = _read_json(folder.parent / "training_state" / "training_step.json") or {}
     statistics, relative = _read_statistics(folder)
@@ -196,6 +198,18 @@ def complete_facts(
         is_adapter=is_adapter,
         base_policy=base_policy,
     )
+
+
+def _lineage_of_base(base: str, config: InternVLAA1Config) -> Lineage | None:
+    """Origin of an adapter that has no record itself (LeRobot's own checkpoints): that of its base, without its run."""
+    folder = Path(base)
+    if not folder.is_dir() and _public(base):
+        cached = try_to_load_from_cache(base, LINEAGE_NAME)
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    if not folder.is_dir():
+        return None
+    lineage = Lineage.of_checkpoint(folder, config)
+    return dataclasses.replace(lineage, statistics=None, command=None, ranks=None, software={})
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -374,11 +388,13 @@ def _name(facts: CardFacts) -> str:
 
 
 def _datasets(facts: CardFacts) -> tuple[DatasetFacts, ...]:
-    """From the lineage, else the name in train_config.json."""
-    if facts.lineage is not None and facts.lineage.datasets:
-        return facts.lineage.datasets
+    """From the lineage, and the name in train_config.json where that does not have it."""
+    recorded = facts.lineage.datasets if facts.lineage is not None else ()
     dataset = (facts.train_config or {}).get("dataset") or {}
-    return (DatasetFacts(str(dataset["repo_id"]), dataset.get("revision")),) if dataset.get("repo_id") else ()
+    name = dataset.get("repo_id")
+    if not name or name in {known.repo_id for known in recorded}:
+        return recorded
+    return (*recorded, DatasetFacts(str(name), dataset.get("revision")))
 
 
 def _title(facts: CardFacts) -> str:

@@ -7,7 +7,6 @@ knowing better (a path in prose, an access token anywhere) is a finding, and fin
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def redact_json(file: str, tree: Any) -> tuple[Any, list[Redaction]]:
             return {key: walk(value, (*path, str(key))) for key, value in node.items()}
         if isinstance(node, list):
             return [walk(value, (*path, str(index))) for index, value in enumerate(node)]
-        own_account = file == "train_config.json" and path in _OWN_ACCOUNT
+        own_account = Path(file).name == "train_config.json" and path in _OWN_ACCOUNT
         if isinstance(node, str) and node and (is_local_path(node) or own_account):
             in_list = path[-1].isdigit()
             replacement = LOCAL_FOLDER if path[-1] in _NOT_NULL or in_list else None
@@ -153,17 +152,6 @@ def find_private_in_file(file: str, path: Path) -> list[Finding]:
     if path.suffix in _TEXT:
         return find_private(file, path.read_text(encoding="utf-8", errors="replace"))
     return []
-
-
-def strings(tree: Any, keep: Callable[[str], bool]) -> Iterator[str]:
-    """All strings of parsed JSON that ``keep`` accepts."""
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for value in tree:
-            yield from strings(value, keep)
-    elif isinstance(tree, str) and keep(tree):
-        yield tree
 
 
 def _own_folders() -> list[Path]:

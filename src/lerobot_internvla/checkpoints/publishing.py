@@ -67,7 +67,8 @@ class UploadPlan:
         ]
 
     def retry_command(self) -> str:
-        return f"internvla-publish {shlex.quote(str(self.folder))} --repo_id={self.repo_id}"
+        """``internvla-publish`` on the same folder."""
+        return retry_command(self.folder, self.repo_id, self.private)
 
     def __str__(self) -> str:
         def size(file: Path) -> str:
@@ -87,6 +88,11 @@ class UploadPlan:
         return "\n".join(lines)
 
 
+def retry_command(folder: Path, repo_id: str | None, private: bool | None) -> str:
+    """What to type to publish ``folder``; a private repository stays private."""
+    return f"internvla-publish {shlex.quote(str(folder))} --repo_id={repo_id}" + (" --private" if private else "")
+
+
 def plan_upload(
     folder: str | Path,
     repo_id: str,
@@ -104,7 +110,7 @@ def plan_upload(
     Args:
         folder: a checkpoint folder, full weights or adapter.
         repo_id: ``owner/name`` on the Hub.
-        private: visibility of a new repository; None: the account's default.
+        private: visibility of a new repository; None takes ``policy.private``, and the account's default without it.
         licence, eval_info, foresight, base_policy: see ``read_card_facts``.
         keep_card: True sends the folder's README.md, False writes a new one; None keeps it unless it was written by
             this package (the marker line).
@@ -157,7 +163,7 @@ def plan_upload(
     return UploadPlan(
         folder=folder,
         repo_id=repo_id,
-        private=private,
+        private=facts.config.private if private is None else private,
         from_disk=tuple(from_disk),
         rewritten=rewritten,
         redactions=tuple(redactions),
@@ -231,11 +237,13 @@ def publish(
     create_pr: bool | None = None,
     message: str = "Upload policy and model card",
     retry: str | None = None,
+    notebook: bool = False,
 ) -> Any:
     """Make the repository if needed and send ``plan`` as one commit.
 
     Args:
         retry: the command that repeats this, for the message; None: ``internvla-publish`` on the same folder.
+        notebook: the folder is a passing one, not worth a word.
 
     Returns:
         huggingface_hub's ``CommitInfo``.
@@ -258,7 +266,7 @@ def publish(
     except Exception as error:  # the Hub, HTTP, the disk and being offline each have their own
         raise InternVLAError(
             f"Publishing to {plan.repo_id!r} failed: {type(error).__name__}: {error}\n"
-            + ("" if retry else f"The checkpoint is whole in {str(plan.folder)!r}; nothing in it was changed. ")
+            + ("" if notebook else f"The checkpoint is whole in {str(plan.folder)!r}; nothing in it was changed. ")
             + f"Log in if needed (`hf auth login`), then repeat with:\n  {retry or plan.retry_command()}"
         ) from error
 
@@ -312,7 +320,7 @@ def publish_training(
             facts = dataclasses.replace(facts, steps=cfg.steps)
         plan = plan_upload(folder, str(config.repo_id), private=config.private, facts=facts)
     except InternVLAError as error:
-        command = f"internvla-publish {shlex.quote(str(folder))} --repo_id={config.repo_id}"
+        command = retry_command(folder, config.repo_id, config.private)
         raise InternVLAError(
             f"{error}\nWhat was to be published is in {str(folder)!r}. Repeat with:\n  {command}"
         ) from error

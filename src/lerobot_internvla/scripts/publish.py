@@ -9,6 +9,7 @@ only read. --dry_run prints what would be sent and needs no network.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             print("Dry run: nothing was sent.")
             return 0
-        info = publish(plan)
+        typed = sys.argv[1:] if argv is None else argv
+        info = publish(plan, retry=shlex.join(["internvla-publish", *typed]))
     except InternVLAError as error:
         print(f"internvla-publish: {error}", file=sys.stderr)
         return 1
