@@ -141,7 +141,8 @@ def test_a_licence_shown_at_conversion_holds(tmp_path: Path):
     lineage = read_lineage(tmp_path)
     assert lineage is not None
     assert lineage.ancestors[0] == Ancestor("checkpoint", "hxma/finetune", "abc", "mit")
-    assert decide_licence(lineage).id != "cc-by-nc-sa-4.0"
+    decided = decide_licence(lineage)
+    assert (decided.id, decided.weights) == ("other", "mit")  # and NVIDIA's beside it
 
 
 def test_a_public_checkpoint_becomes_an_ancestor_and_a_resumed_run_does_not(folder: Path, tmp_path: Path):
@@ -156,6 +157,16 @@ def test_a_public_checkpoint_becomes_an_ancestor_and_a_resumed_run_does_not(fold
     unrecorded = Lineage.of_checkpoint(snapshot, config)
     assert unrecorded.ancestors == (dataclasses.replace(itself, licence=None),)
     assert not unrecorded.complete
+
+
+def test_a_public_policy_with_nvidias_image_tokenizer_passes_its_licence_on(tmp_path: Path):
+    snapshot = tmp_path / "models--me--first" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    config = InternVLAA1Config(variant="3b")
+    Lineage.of_new_weights(config).save(snapshot)
+    child = Lineage.of_checkpoint(snapshot, config)
+    assert child.ancestors[0] == Ancestor("checkpoint", "me/first", "0123abc", "apache-2.0")
+    assert decide_licence(child).weights == "apache-2.0"
 
 
 def test_a_damaged_or_newer_record_is_refused(tmp_path: Path):
@@ -183,8 +194,10 @@ def test_training_is_written_down_without_local_paths(tmp_path: Path, monkeypatc
     assert lineage.ranks == 1
     assert {"lerobot", "torch"} <= set(lineage.software)
     assert str(tmp_path) not in (tmp_path / "policy" / "lineage.json").read_text()
+    monkeypatch.setattr("sys.argv", ["lerobot-train", "--config_path=x.json", "--resume=true"])
     again = lineage.trained_on(dataset.meta)
     assert len(again.datasets) == 1  # a resumed run is not another dataset
+    assert again.command == lineage.command
 
 
 # --------------------------------------------------------------------------------------------------------- the card

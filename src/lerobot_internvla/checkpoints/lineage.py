@@ -143,8 +143,9 @@ class Lineage:
             )
             return cls(complete=known.licence is not None, ancestors=(known, *_image_tokenizer(config)))
         if hub_id is not None and hub_id[0] not in {ancestor.name for ancestor in parent.ancestors}:
-            licence = decide_licence(parent).id
-            itself = Ancestor("checkpoint", *hub_id, licence=None if licence in ("unknown", "other") else licence)
+            decided = decide_licence(parent)
+            licence = decided.weights or decided.id
+            itself = Ancestor("checkpoint", *hub_id, licence=None if licence == "unknown" else licence)
             parent = dataclasses.replace(parent, ancestors=(itself, *parent.ancestors))
         return parent
 
@@ -155,7 +156,8 @@ class Lineage:
         return dataclasses.replace(
             self,
             datasets=(*kept, facts),
-            command=_training_command(sys.argv),
+            # A resumed run is typed as --resume=true and little else: the command that began it says more.
+            command=self.command if self.command and "--resume=true" in sys.argv else _training_command(sys.argv),
             ranks=_ranks(),
             software=software_versions(),
         )
@@ -268,6 +270,8 @@ class Licence:
     name: str | None = None
     link: str | None = None
     """Only with "other"."""
+    weights: str | None = None
+    """With "other": of the policy's own weights, without the image tokenizer."""
 
     @property
     def is_non_commercial(self) -> bool:
@@ -311,7 +315,7 @@ def decide_licence(lineage: Lineage | None, declared: str | None = None) -> Lice
         return Licence(
             declared or "unknown", f"Derived from {words}; how that licence carries over was not decided here."
         )
-    own = declared or "apache-2.0"
+    own = declared or next((str(a.licence) for a in ancestors if a.role == "checkpoint"), "apache-2.0")
     grown = ", ".join(f"{a.name} ({LICENCE_WORDS[a.licence or '']})" for a in ancestors if a.licence in _PERMISSIVE)
     reason = f"Trained from {grown or 'random weights'}; no other weights went into it."
     if nvidia:
@@ -320,6 +324,7 @@ def decide_licence(lineage: Lineage | None, declared: str | None = None) -> Lice
             f"{reason} The frozen image tokenizer in image_tokenizer/ is NVIDIA's, under its own licence.",
             name=f"{own}-with-nvidia-image-tokenizer",
             link=NVIDIA_LINK,
+            weights=own,
         )
     return Licence(own, reason)
 

@@ -425,9 +425,7 @@ def _licence(facts: CardFacts) -> str:
     parts = [f"## Licence\n\n**{_text(shown)}.** {_text(licence.reason)}"]
     if rows:
         parts.append(_table(("started from", "name", "its licence"), rows))
-    elif lineage is not None and lineage.complete:
-        parts.append("Trained from random weights.")
-    else:
+    elif lineage is None or not lineage.complete:
         parts.append("**Where these weights come from is not recorded.**")
     if any(a.licence == NVIDIA_LICENCE for a in (lineage.ancestors if lineage else ())):
         parts.append(
@@ -454,16 +452,16 @@ def _use(facts: CardFacts) -> str:
     base = ""
     if facts.is_adapter:
         named = f"`{facts.base_policy}`" if facts.base_policy else "its base policy, which is **not recorded**"
-        base = f"\nThis is an adapter: it is loaded over {named} (`adapter_config.json`)."
+        base = f"\n\nThis is an adapter: it is loaded over {named} (`adapter_config.json`)."
     statistics = (
         ""
         if facts.action is not None
-        else "\n**It holds no normalisation statistics: it cannot act before it was fine-tuned.**"
+        else "\n\n**It holds no normalisation statistics: it cannot act before it was fine-tuned.**"
     )
+    purpose = "Research on robot manipulation: evaluation on the robot and cameras below, fine-tuning on others."
     return f"""## Intended use
 
-Research on robot manipulation: evaluation on the robot and cameras below, and fine-tuning on your own.{commercial}
-{base}{statistics}
+{purpose}{commercial}{base}{statistics}
 
 ```
 pip install lerobot_policy_internvla_a1
@@ -605,7 +603,7 @@ def _training(facts: CardFacts) -> str:
         optimizer: Mapping[str, Any] = train.get("optimizer") or {}
         rows += [
             ("optimizer", f"{optimizer.get('type', NOT_RECORDED)}, learning rate {optimizer.get('lr', NOT_RECORDED)}"),
-            ("seed", _number(train.get("seed"))),
+            ("seed", str(train.get("seed", NOT_RECORDED))),
             ("trained experts", ", ".join(facts.config.trained_experts)),
         ]
     for name, version in (lineage.software if lineage else {}).items():
