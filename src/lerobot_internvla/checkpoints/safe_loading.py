@@ -84,7 +84,7 @@ def load_weights(
             for name in names:
                 entry = handle.get_slice(name)
                 shape = tuple(entry.get_shape())
-                dtype = DTYPES.get(entry.get_dtype(), entry.get_dtype())
+                dtype = DTYPES.get(str(entry.get_dtype()), str(entry.get_dtype()))
                 if name not in ours and name not in dropped:
                     unexpected.append(name)
                     problems[name] = f"unexpected: {name} {shape}"

@@ -84,8 +84,8 @@ def _sum_by(group: Callable[[str], str], parameters: Iterable[tuple[str, Tensor]
     return counts
 
 
-def _part(name: str) -> tuple[str, str]:
-    """(expert or head, part of it) of a parameter of ``InternVLAA1``."""
+def owner_and_part(name: str) -> tuple[str, str]:
+    """(expert or head, part of it) that a parameter of ``InternVLAA1`` belongs to, by its name."""
     module, *rest = name.split(".")
     if module == "vision_language":
         return "understanding", rest[0]
@@ -99,8 +99,8 @@ def summarize(architecture: Architecture) -> ModelSummary:
     with torch.device("meta"):
         model = InternVLAA1(architecture)
         image_tokenizer = build_image_tokenizer(architecture.image_tokenizer)
-    owners = _sum_by(lambda name: _part(name)[0], model.named_parameters())
-    understanding = ((name, p) for name, p in model.named_parameters() if _part(name)[0] == "understanding")
+    owners = _sum_by(lambda name: owner_and_part(name)[0], model.named_parameters())
+    understanding = ((name, p) for name, p in model.named_parameters() if owner_and_part(name)[0] == "understanding")
     widths = {
         "understanding": architecture.understanding,
         "foresight": architecture.expert,
@@ -116,7 +116,7 @@ def summarize(architecture: Architecture) -> ModelSummary:
         query_heads=architecture.query_heads,
         key_value_heads=architecture.key_value_heads,
         head_width=architecture.head_width,
-        understanding_parts=_sum_by(lambda name: _part(name)[1], understanding),
+        understanding_parts=_sum_by(lambda name: owner_and_part(name)[1], understanding),
         foresight_head=owners["foresight_head"],
         action_head=owners["action_head"],
         image_tokenizer_kind=architecture.image_tokenizer.kind,

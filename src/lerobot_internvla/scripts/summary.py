@@ -3,19 +3,25 @@
     internvla-summary                    all variants
     internvla-summary --variant 3b       one
     internvla-summary --json             for programs
+    internvla-summary --memory FILE      peak GPU memory of a lerobot-train configuration, by arithmetic
 
 Nothing is downloaded and no weights are allocated.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.architecture import VARIANTS
+from lerobot_internvla.model.memory import MemoryEstimate, TrainingPlan, training_memory
 from lerobot_internvla.model.summary import ModelSummary, summarize
 
 
@@ -58,12 +64,51 @@ def render(summary: ModelSummary) -> Table:
     return table
 
 
+def memory_of(train_config: Path) -> MemoryEstimate:
+    """Peak GPU memory of the run that a ``lerobot-train --config_path`` file describes (model/memory.py).
+
+    Three cameras and a rank of 16 are assumed where the file says nothing of them.
+
+    Raises:
+        InternVLAError: no such file, or another policy.
+    """
+    import draccus
+    from lerobot.configs.train import TrainPipelineConfig
+
+    if not train_config.is_file():
+        raise InternVLAError(f"There is no file {str(train_config)!r}. Pass a lerobot-train configuration (YAML).")
+    config = draccus.parse(TrainPipelineConfig, config_path=train_config, args=["--dataset.repo_id=any/dataset"])
+    policy = config.policy
+    if not isinstance(policy, InternVLAA1Config):
+        raise InternVLAError(f"{str(train_config)!r} does not train internvla_a1.")
+    adapts = config.peft is not None
+    experts = tuple(policy.peft_experts) if adapts else policy.trained_experts
+    plan = TrainingPlan(
+        batch_size=config.batch_size,
+        trained=tuple(name for name in experts if name != "foresight" or policy.use_foresight),
+        freeze_vision_encoder=policy.freeze_vision_encoder,
+        lora_rank=(config.peft.r or 16) if config.peft is not None else None,
+        use_foresight=policy.use_foresight,
+        weights_bytes=2 if policy.weights_dtype == "bfloat16" else 4,
+        gradient_checkpointing=policy.gradient_checkpointing,
+        chunk_size=policy.chunk_size,
+    )
+    return training_memory(policy.architecture, plan)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``internvla-summary``."""
     parser = argparse.ArgumentParser(prog="internvla-summary", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--variant", choices=list(VARIANTS), help="only this one (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--memory", type=Path, metavar="FILE", help="a lerobot-train configuration")
     arguments = parser.parse_args(argv)
+    if arguments.memory is not None:
+        try:
+            print(f"{arguments.memory}: {memory_of(arguments.memory)}; computed, not measured")
+        except InternVLAError as error:
+            sys.exit(f"internvla-summary: {error}")
+        return
     names = [arguments.variant] if arguments.variant else list(VARIANTS)
     summaries = [summarize(VARIANTS[name]) for name in names]
     if arguments.json:
