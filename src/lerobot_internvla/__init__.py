@@ -23,9 +23,10 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH: usable from Python, bu
     __version__ = "0+not.installed"
 
 if "lerobot.datasets.factory" in sys.modules:  # only commands that train have it loaded; importing it would be slow
-    from .data.frame_cache import install
+    from .data import exact_resume, frame_cache
 
-    install()
+    frame_cache.install()
+    exact_resume.install()
 
 __all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs"]
 

@@ -1,0 +1,35 @@
+"""A resumed ``lerobot-train`` goes on with the frames that an uninterrupted one would see, in every epoch.
+
+LeRobot 0.6.1 sets its sampler to the right epoch and place, but accelerate's data loader counts epochs from zero in
+every process and tells the sampler so when it starts: a run resumed in its fourth pass over the data sees the order of
+the first once more. Here the sampler remembers where it was put, and takes accelerate's count from there.
+"""
+
+import sys
+from typing import Any
+
+OFFSET, RESUMED_AT = "_internvla_epoch_offset", "_internvla_resumed_at"
+
+
+def install() -> None:
+    """Wrap two methods of LeRobot's sampler, once, if LeRobot's training is what imported us."""
+    module = sys.modules.get("lerobot.datasets.sampler")
+    sampler_class: Any = getattr(module, "EpisodeAwareSampler", None)
+    if sampler_class is None or hasattr(sampler_class, OFFSET):
+        return
+    stock_load, stock_set = sampler_class.load_state_dict, sampler_class.set_epoch
+
+    def load_state_dict(self: Any, state: dict[str, int]) -> None:
+        stock_load(self, state)
+        setattr(self, RESUMED_AT, state["epoch"])
+
+    def set_epoch(self: Any, epoch: int) -> None:
+        resumed_at: int | None = getattr(self, RESUMED_AT, None)
+        if resumed_at is not None:
+            # The first count after a resume stands for the epoch resumed in, whether or not it starts from zero.
+            setattr(self, OFFSET, resumed_at - epoch)
+            setattr(self, RESUMED_AT, None)
+        stock_set(self, epoch + getattr(self, OFFSET))
+
+    setattr(sampler_class, OFFSET, 0)
+    sampler_class.load_state_dict, sampler_class.set_epoch = load_state_dict, set_epoch
