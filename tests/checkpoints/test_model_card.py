@@ -336,7 +336,8 @@ def test_a_foresight_report_gives_a_picture_and_numbers_per_camera(folder: Path,
 def test_names_from_datasets_cannot_break_the_card():
     nasty = DatasetFacts("me/x", tasks=("a | b\n## Licence\n<script>",), robot_type="<b>")
     card = render_card(facts_of(lineage=Lineage(complete=True, datasets=(nasty,))))
-    assert "<script>" not in card.text
+    assert "<script" not in card.text
+    assert "<b" not in card.text
     assert card.text.count("\n## Licence") == 1
 
 
