@@ -5,9 +5,9 @@ velocity = noise - actions. The paper writes tau = 1 - t. Times are drawn as 0.9
 noise (released checkpoint; the paper's formula read literally would be the mirror image).
 """
 
+import hashlib
 from typing import Any
 
-import numpy as np
 import torch
 from lerobot.policies.common.flow_matching import (  # pyright: ignore[reportMissingTypeStubs]  # LeRobot has no types
     sample_noise,  # pyright: ignore[reportUnknownVariableType]
@@ -75,10 +75,10 @@ class NoiseSeeds(nn.Module):
     def forward(self) -> int:
         """Seed of the next training batch."""
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        mixed = np.random.SeedSequence([torch.initial_seed(), rank, self._count]).generate_state(1, np.uint64)
+        origin = f"{torch.initial_seed()} {rank} {self._count}"
         self._count += 1
         self.num_batches_tracked += 1
-        return int(mixed[0])
+        return int.from_bytes(hashlib.blake2b(origin.encode(), digest_size=8).digest())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]

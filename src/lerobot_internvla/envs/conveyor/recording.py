@@ -20,7 +20,9 @@ from lerobot_internvla.envs.conveyor.backend import Backend, Expert, World, reso
 from lerobot_internvla.envs.conveyor.task import CAMERAS, Disturbances, resolve_task
 from lerobot_internvla.errors import InternVLAError
 
-RECORDING_DISTURBANCES = Disturbances(bumps_per_second=1.0, slip_probability=0.05)
+RECORDING_DISTURBANCES = Disturbances(bumps_per_second=3.0, slip_probability=0.1)
+"""Undisturbed, a gripper that follows a parcel is always over it, and a policy learns to copy the gripper's position
+instead of watching the parcel; so the recorded arm is pushed often."""
 
 MAX_TRIES_PER_EPISODE = 5
 """Give up when the expert fails four times out of five: then the task is at fault, not chance."""

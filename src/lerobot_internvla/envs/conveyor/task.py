@@ -66,7 +66,7 @@ class Disturbances:
     """What goes wrong by chance. A recording uses them so that the expert also shows how to recover."""
 
     bumps_per_second: float = 0.0
-    """How often, on average, the named arm is pushed to a random side."""
+    """How often, on average, the named arm is pushed to a random side while its fingers are open."""
     slip_probability: float = 0.0
     """How often a parcel slips through closing fingers, which then are closed on nothing."""
 

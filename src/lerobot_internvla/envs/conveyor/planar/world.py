@@ -50,8 +50,8 @@ CLOSED_BELOW = 0.4
 OPEN_ABOVE = 0.6
 HOLDING_OPENING = 0.3
 """Fingers stop here around a parcel, so that the state tells a catch from a miss."""
-BUMP_SIZE = 0.03
-"""Standard deviation of a bump along each axis."""
+BUMP_SIZE = 0.08
+"""Standard deviation of a bump along each axis: more than the catch radius, so that the way back shows the parcel."""
 
 CATCH_RADIUS = 0.05
 PARCEL_SIZE = 0.08
@@ -179,7 +179,8 @@ class PlanarWorld:
             step *= MAX_STEP / length
         # Drawn whether or not they happen: the episode's random stream must not depend on the actions.
         bump_draw, slip_draw, push = self._rng.random(), self._rng.random(), self._rng.normal(0.0, BUMP_SIZE, 2)
-        if bump_draw < self.disturbances.bumps_per_second / FPS and gripper.side == self.instruction.arm:
+        may_be_bumped = gripper.side == self.instruction.arm and gripper.opening > OPEN_ABOVE
+        if may_be_bumped and bump_draw < self.disturbances.bumps_per_second / FPS:
             step += push
         gripper.position = np.clip(gripper.position + step, ACTION_LOW[:2], ACTION_HIGH[:2])
         gripper.opening += float(np.clip(opening - gripper.opening, -MAX_FINGER_STEP, MAX_FINGER_STEP))
