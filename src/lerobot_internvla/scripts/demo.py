@@ -34,8 +34,8 @@ BUDGETS = {
     "demo": Budget(episodes=300, steps=1600, batch_size=32, eval_episodes=50),
     # Enough to see that everything runs; learns nothing.
     "smoke": Budget(episodes=4, steps=4, batch_size=4, eval_episodes=2),
-    # Four times the observations of "demo", from twice the episodes. See benchmarks/results/.
-    "long": Budget(episodes=600, steps=7000, batch_size=32, eval_episodes=200),
+    # Three times the observations of "demo", from twice the episodes. See benchmarks/results/.
+    "long": Budget(episodes=600, steps=5000, batch_size=32, eval_episodes=200),
 }
 
 # The demo has minutes: short chunks, small batches, two draws of noise and time per observation, one deterministic
