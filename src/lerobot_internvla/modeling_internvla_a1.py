@@ -16,11 +16,13 @@ import dataclasses
 import logging
 import threading
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+from accelerate import init_empty_weights
 from draccus.utils import DecodingError
 from huggingface_hub import snapshot_download
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -68,6 +70,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         dataset_stats: LeRobot's statistics of the dataset (absolute actions), as ``make_policy`` passes them.
         dataset_meta: LeRobot's dataset metadata; relative actions need it to compute their own statistics.
         checkpoint_folder: set by ``from_pretrained``: nothing is downloaded or initialised that the folder holds.
+        without_weights: set by ``from_pretrained``: parameters take no memory until a checkpoint is assigned to them.
 
     Raises:
         InternVLAError: features, cameras or joints that do not fit; a missing dependency, by name.
@@ -86,6 +89,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         dataset_meta: Any | None = None,
         *,
         checkpoint_folder: Path | None = None,
+        without_weights: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(config)
@@ -115,12 +119,14 @@ class InternVLAA1Policy(PreTrainedPolicy):
             relative_mask=self._relative_mask(state_dim, action_dim),
         )
         tokenizer = self._load_image_tokenizer(checkpoint_folder) if config.use_foresight else None
-        self.model = InternVLAA1(
-            architecture,
-            use_foresight=config.use_foresight,
-            chunk_size=config.chunk_size,
-            image_tokenizer=tokenizer,
-        )
+        # Buffers are real in any case: tables of angles and the like are in no file.
+        with init_empty_weights(include_buffers=False) if without_weights else nullcontext():
+            self.model = InternVLAA1(
+                architecture,
+                use_foresight=config.use_foresight,
+                chunk_size=config.chunk_size,
+                image_tokenizer=tokenizer,
+            )
         self.prompt_builder = PromptBuilder(self._load_text_tokenizer(checkpoint_folder), architecture.prompt_tokens)
         self._content_masks: dict[tuple[int, int], Tensor] = {}
         if checkpoint_folder is None:
@@ -370,7 +376,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         config = config or cls._read_config(folder, str(pretrained_name_or_path))
         refits = config.statistics == "dataset" and (dataset_meta is not None or bool(dataset_stats))
         # The metadata decides joint names and with them which joints are relative, so the policy is built with it.
-        policy = cls(config, dataset_meta=dataset_meta, checkpoint_folder=folder)
+        # Random weights of 3b would take a minute and 12.6 GB; strict loading replaces every one of them.
+        policy = cls(config, dataset_meta=dataset_meta, checkpoint_folder=folder, without_weights=strict)
         # The ablation without the generation expert may start from a full checkpoint.
         ablated = () if config.use_foresight else ("foresight_head.", "experts.foresight.", "final_norms.foresight.")
         weights = folder / "model.safetensors"

@@ -32,7 +32,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot_internvla.action_space import relative_mask_for
 from lerobot_internvla.camera_slots import resolve_camera_slots
 from lerobot_internvla.checkpoints.fetching import Fetched, fetch
-from lerobot_internvla.checkpoints.provenance import PROVENANCE, write_card, write_provenance
+from lerobot_internvla.checkpoints.model_card import write_card
+from lerobot_internvla.checkpoints.provenance import PROVENANCE, write_provenance
 from lerobot_internvla.checkpoints.reference_layout import (
     CONFIG,
     WEIGHTS,
@@ -213,7 +214,7 @@ def convert(
             "source_metadata": _metadata(fetched.folder / WEIGHTS),
         }
         write_provenance(folder, record)
-        write_card(folder, config, record, robot.state_names, robot.action_names)
+        write_card(folder)
         if verify:
             verification = verify_conversion(folder, reference, robot)
     return Conversion(destination, config, robot, fetched, notes, verification)

@@ -348,6 +348,11 @@ def render_card(facts: CardFacts) -> ModelCard:
     return card
 
 
+def write_card(folder: Path) -> None:
+    """Write what the files of ``folder`` say as its README.md."""
+    render_card(read_card_facts(folder)).save(folder / CARD_NAME)
+
+
 def card_data(facts: CardFacts) -> ModelCardData:
     """Front matter: only identifiers that mean something on the Hub."""
     lineage = facts.lineage

@@ -110,10 +110,19 @@ def load_weights(
         ) from error
     if strict and problems:
         raise InternVLAError(_explain(file, list(problems.values()), unexpected))
-    policy.load_state_dict(theirs, strict=False)
+    _assign(policy, theirs, ours)
     report = LoadReport(tuple(theirs), tuple(dropped), tuple(problems.values()))
     _tell(file, report, theirs, ours)
     return report
+
+
+def _assign(policy: nn.Module, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Fill weights that have memory, and give memory to those that have none (``init_empty_weights``)."""
+    empty = {name for name, tensor in ours.items() if tensor.is_meta}
+    policy.load_state_dict({n: t for n, t in theirs.items() if n not in empty}, strict=False)
+    # Copies: the file is mapped, and would otherwise have to stay as it is for as long as the policy lives.
+    given = {n: theirs[n].to(ours[n].dtype, copy=True) for n in theirs.keys() & empty}
+    policy.load_state_dict(given, strict=False, assign=True)
 
 
 def _may_become(theirs: "torch.dtype | str", ours: torch.dtype, *, is_weight: bool) -> bool:
