@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from measure import describe_machine  # pyright: ignore[reportMissingImports]  # beside this file
 
-from lerobot_internvla.checkpoints.key_table import key_table
-from lerobot_internvla.checkpoints.reference_layout import constant_tensor, expected_shapes, reference_config
+from lerobot_internvla.conversion.key_table import key_table
+from lerobot_internvla.conversion.reference_layout import constant_tensor, expected_shapes, reference_config
 from lerobot_internvla.model.architecture import build_architecture
 
 PIECE = 8 * 2**20

@@ -33,9 +33,9 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lerobot_internvla.checkpoints.convert import convert
-from lerobot_internvla.checkpoints.export import export_reference
-from lerobot_internvla.checkpoints.reference_layout import write_reference
+from lerobot_internvla.conversion.convert import convert
+from lerobot_internvla.conversion.export import export_reference
+from lerobot_internvla.conversion.reference_layout import write_reference
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.model.architecture import build_architecture
 from lerobot_internvla.model.internvla_a1 import InternVLAA1

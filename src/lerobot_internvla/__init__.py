@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from . import envs
-from .checkpoints import unconverted as unconverted  # the reference's own policy types, refused with the next command
 from .configuration_internvla_a1 import InternVLAA1Config
+from .conversion import unconverted as unconverted  # the reference's own policy types, refused with the next command
 from .errors import InternVLAError
 
 if TYPE_CHECKING:

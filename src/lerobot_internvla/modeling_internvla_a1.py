@@ -34,13 +34,11 @@ from lerobot_internvla.errors import InternVLAError
 from .action_space import ActionSpace, joint_names, relative_mask_for
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
-from .checkpoints.following import follow_lerobot
 from .checkpoints.inheritance import describe_inheritance
-from .checkpoints.lineage import Lineage
 from .checkpoints.safe_loading import load_weights
-from .checkpoints.unconverted import refuse_unconverted
 from .checkpoints.whole_folder import whole_folder, whole_steps, why_not_whole
 from .configuration_internvla_a1 import InternVLAA1Config
+from .conversion.unconverted import refuse_unconverted
 from .history import FrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
@@ -48,6 +46,8 @@ from .images import content_box, content_mask, letterbox
 from .model.flow import NoiseSeeds, draw_noise_and_time
 from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
+from .publishing.following import follow_lerobot
+from .publishing.lineage import Lineage
 from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
 from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
 
@@ -415,7 +415,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             )
         return config
 
-    # ------------------------------------------------------------------ publishing (checkpoints/publishing.py)
+    # ------------------------------------------------------------------ publishing (publishing/upload.py)
 
     def push_model_to_hub(
         self,
@@ -429,7 +429,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: refused or failed; nothing is lost, and the message has the command that repeats it.
         """
-        from .checkpoints.publishing import publish_training
+        from .publishing.upload import publish_training
 
         publish_training(self, cfg, peft_model=peft_model, state_dict=state_dict)
 
@@ -447,8 +447,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: ``license`` contradicts the origin of the weights.
         """
-        from .checkpoints.model_card import DimStatistics, complete_facts, render_card
-        from .checkpoints.publishing import train_config_of
+        from .publishing.model_card import DimStatistics, complete_facts, render_card
+        from .publishing.upload import train_config_of
 
         space = self.action_space
         statistics = {
@@ -490,7 +490,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: refused or failed.
         """
-        from .checkpoints.publishing import is_main_process, plan_upload, publish
+        from .publishing.upload import is_main_process, plan_upload, publish
 
         with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary) / "policy"

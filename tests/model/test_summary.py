@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from checkpoints.reference_files import key_list
+from conversion.reference_files import key_list
 from lerobot_internvla.image_tokenizer.factory import build_image_tokenizer
 from lerobot_internvla.model.architecture import VARIANTS
 from lerobot_internvla.model.internvla_a1 import InternVLAA1

@@ -12,8 +12,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from safetensors.torch import load_file, save_file
 
 from lerobot_internvla import InternVLAA1Config
-from lerobot_internvla.checkpoints import parity
-from lerobot_internvla.checkpoints.reference_layout import read_reference
+from lerobot_internvla.conversion import parity
+from lerobot_internvla.conversion.reference_layout import read_reference
 from lerobot_internvla.modeling_internvla_a1 import InternVLAA1Policy
 
 EXPECTED = {

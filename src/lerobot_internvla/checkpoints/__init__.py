@@ -1,1 +1,1 @@
-"""Checkpoints of the reference implementation: its tensor names and configuration files, read and written."""
+"""Checkpoint folders of this package: whole or not there, loaded strictly, started from base models or adapters."""

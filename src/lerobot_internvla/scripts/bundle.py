@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lerobot_internvla.errors import InternVLAError
 
 if TYPE_CHECKING:
-    from lerobot_internvla.checkpoints.bundle import BundleCheck
+    from lerobot_internvla.publishing.bundle import BundleCheck
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     making = arguments.checkpoint is not None
     if making == (arguments.check is not None) or (making and arguments.destination is None):
         parser.error("give CHECKPOINT and DEST to make a bundle, or --check FOLDER to check one")
-    from lerobot_internvla.checkpoints.bundle import check_bundle, make_bundle
+    from lerobot_internvla.publishing.bundle import check_bundle, make_bundle
 
     try:
         if arguments.check is not None:

@@ -68,7 +68,7 @@ def _cameras(pairs: Sequence[str] | None) -> dict[str, str] | None:
 
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.export_reference:
-        from lerobot_internvla.checkpoints.export import export_reference
+        from lerobot_internvla.conversion.export import export_reference
 
         robot = ("statistics", "stats_key", "without_statistics", "actions", "absolute_dims", "camera")
         others = ("revision", "verify", "text_tokenizer", "image_tokenizer", "licence")
@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> None:
             print(line)
         return
 
-    from lerobot_internvla.checkpoints.convert import convert
+    from lerobot_internvla.conversion.convert import convert
 
     optional: dict[str, Any] = {} if arguments.licence is None else {"licence": arguments.licence}
     done = convert(

@@ -12,7 +12,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="print failures and totals only")
     arguments = parser.parse_args()
 
-    from lerobot_internvla.checkpoints.parity import check, lines
+    from lerobot_internvla.conversion.parity import check, lines
     from lerobot_internvla.errors import InternVLAError
 
     torch.set_num_threads(1)

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from lerobot_internvla.checkpoints.publishing import plan_upload, publish
+    from lerobot_internvla.publishing.upload import plan_upload, publish
 
     try:
         plan = plan_upload(

@@ -32,26 +32,25 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot_internvla.action_space import relative_mask_for
 from lerobot_internvla.camera_slots import resolve_camera_slots
 from lerobot_internvla.checkpoints.fetching import Fetched, fetch
-from lerobot_internvla.checkpoints.model_card import write_card
-from lerobot_internvla.checkpoints.provenance import PROVENANCE, write_provenance
-from lerobot_internvla.checkpoints.reference_layout import (
+from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
+from lerobot_internvla.checkpoints.tensor_stream import Progress, copy_tensors, read_header
+from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.conversion.provenance import PROVENANCE, write_provenance
+from lerobot_internvla.conversion.reference_layout import (
     CONFIG,
     WEIGHTS,
     ReferenceCheckpoint,
     expected_shapes,
     read_reference,
 )
-from lerobot_internvla.checkpoints.released_statistics import (
+from lerobot_internvla.conversion.released_statistics import (
     STATISTICS,
     TRAIN_CONFIG,
     Robot,
     describe_robot,
     read_statistics,
 )
-from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
-from lerobot_internvla.checkpoints.tensor_stream import Progress, copy_tensors, read_header
-from lerobot_internvla.checkpoints.verify import Verification, verify_conversion
-from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.conversion.verify import Verification, verify_conversion
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.image_tokenizer.cosmos_weights import load_cosmos_weights
@@ -59,6 +58,7 @@ from lerobot_internvla.image_tokenizer.factory import NVIDIA_FILES, WEIGHTS_NAME
 from lerobot_internvla.model.action_head import MAX_PERIOD, MIN_PERIOD
 from lerobot_internvla.model.architecture import VARIANTS, Architecture
 from lerobot_internvla.model.flow import NoiseSeeds
+from lerobot_internvla.publishing.model_card import write_card
 from lerobot_internvla.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 logger = logging.getLogger(__name__)

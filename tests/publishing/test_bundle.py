@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
-from lerobot_internvla.checkpoints.bundle import (
+from lerobot_internvla.publishing.bundle import (
     DISTRIBUTION,
     Pin,
     check_bundle,
@@ -141,7 +141,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path, mon
     (tmp_path / "bundle" / "thesis.tex").touch()
     with pytest.raises(InternVLAError, match="left alone"):
         make_bundle(folder, tmp_path / "bundle")
-    monkeypatch.setattr("lerobot_internvla.checkpoints.bundle._readme", lambda *_: 1 / 0)
+    monkeypatch.setattr("lerobot_internvla.publishing.bundle._readme", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_bundle(folder, tmp_path / "other")
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "checkpoint"}
@@ -204,7 +204,7 @@ def test_something_that_needs_the_network_is_found(tiny_bundle: Path, monkeypatc
     """A bundle whose tokenizer would come from the Hub (made by hand, or by a bug) does not pass."""
     config = json.loads((tiny_bundle / "policy" / "config.json").read_text())
     (tiny_bundle / "policy" / "config.json").write_text(json.dumps({**config, "text_tokenizer": "somebody/words"}))
-    monkeypatch.setattr("lerobot_internvla.checkpoints.bundle._file_problems", lambda *_: [])
+    monkeypatch.setattr("lerobot_internvla.publishing.bundle._file_problems", lambda *_: [])
     check = check_bundle(tiny_bundle, device="cpu")
     assert check.run is None and not check.ready
     assert "somebody/words" in str(check.run_problem)

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lerobot_internvla.checkpoints.key_table import Constant, Shape, Translation, key_table
+from lerobot_internvla.conversion.key_table import Constant, Shape, Translation, key_table
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.model.action_head import MAX_PERIOD, MIN_PERIOD
@@ -454,7 +454,7 @@ def reference_config(architecture: Architecture, policy_config: Mapping[str, Any
         if _described_architecture(config, source) != architecture:
             raise InternVLAError(
                 "This architecture has sizes that the reference layout cannot express. Only the fields listed in "
-                f"checkpoints/reference_layout.py may differ from the defaults of a {architecture.family} model."
+                f"conversion/reference_layout.py may differ from the defaults of a {architecture.family} model."
             )
     return config
 

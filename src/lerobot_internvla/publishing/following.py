@@ -31,7 +31,7 @@ def follow_lerobot() -> None:
         if getattr(model, "name", None) != "internvla_a1":
             return original(cfg, model, preprocessor, postprocessor, dataset_meta, peft_model=peft_model, **kwargs)
         processors = [pipeline for pipeline in (preprocessor, postprocessor) if pipeline is not None]
-        from .publishing import publish_training
+        from .upload import publish_training
 
         publish_training(model, cfg, peft_model=peft_model, processors=processors)
         return None

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.reference_files import FAMILIES, key_list, stored_shapes
-from lerobot_internvla.checkpoints.key_table import KEY_TABLES, Shape, collapse_indices, key_table
-from lerobot_internvla.checkpoints.reference_layout import expected_shapes
+from conversion.reference_files import FAMILIES, key_list, stored_shapes
+from lerobot_internvla.conversion.key_table import KEY_TABLES, Shape, collapse_indices, key_table
+from lerobot_internvla.conversion.reference_layout import expected_shapes
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.architecture import VARIANTS
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints.reference_files import key_list
+from conversion.reference_files import key_list
 
 CONSTANTS = {"wavelets": [0.5**0.5] * 2, "_arange": [0, 1]}
 

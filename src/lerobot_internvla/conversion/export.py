@@ -13,25 +13,25 @@ from typing import Any
 from lerobot.configs import PreTrainedConfig
 from safetensors.torch import load_file
 
-from lerobot_internvla.checkpoints.convert import (
+from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
+from lerobot_internvla.checkpoints.tensor_stream import StoredTensor, copy_tensors, read_header
+from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.conversion.convert import (
     IMAGE_TOKENIZER_FOLDER,
     REFERENCE_FOLDER,
     SETTINGS,
     progress_bar,
 )
-from lerobot_internvla.checkpoints.key_table import key_table
-from lerobot_internvla.checkpoints.provenance import read_provenance
-from lerobot_internvla.checkpoints.reference_layout import (
+from lerobot_internvla.conversion.key_table import key_table
+from lerobot_internvla.conversion.provenance import read_provenance
+from lerobot_internvla.conversion.reference_layout import (
     CONFIG,
     WEIGHTS,
     constant_tensor,
     expected_shapes,
     reference_config,
 )
-from lerobot_internvla.checkpoints.released_statistics import STATISTICS
-from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
-from lerobot_internvla.checkpoints.tensor_stream import StoredTensor, copy_tensors, read_header
-from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.conversion.released_statistics import STATISTICS
 from lerobot_internvla.embodiments.released import Parts, require_embodiment
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.factory import WEIGHTS_NAME

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from checkpoints.released_files import write_text_tokenizer
+from conversion.released_files import write_text_tokenizer
 from lerobot_internvla.checkpoints import fetching
-from lerobot_internvla.checkpoints.convert import convert
 from lerobot_internvla.checkpoints.fetching import fetch
+from lerobot_internvla.conversion.convert import convert
 from lerobot_internvla.errors import InternVLAError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -42,7 +42,7 @@ def test_a_repository_is_converted_and_its_commit_recorded(cache: Path, released
     text = (tmp_path / "policy" / "provenance.json").read_text()
     assert text.count(COMMIT) == 2
     card = (tmp_path / "policy" / "README.md").read_text()
-    assert "base_model: somebody/a1" in card
+    assert "base_model:\n- somebody/a1" in card
     assert COMMIT in card
 
 

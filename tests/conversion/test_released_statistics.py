@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints.released_files import robot_statistics
+from conversion.released_files import robot_statistics
 from lerobot_internvla.action_space import mean_std_normalize, relative_mask_for
 from lerobot_internvla.camera_slots import resolve_camera_slots
-from lerobot_internvla.checkpoints.released_statistics import UNNAMED, describe_robot, read_statistics
+from lerobot_internvla.conversion.released_statistics import UNNAMED, describe_robot, read_statistics
 from lerobot_internvla.embodiments.released import RELEASED_EMBODIMENTS, ReleasedEmbodiment, embodiment_named
 from lerobot_internvla.errors import InternVLAError
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lerobot_internvla.checkpoints.key_table import Shape
+from lerobot_internvla.conversion.key_table import Shape
 
 KEYS = Path(__file__).parents[1] / "goldens" / "keys"
 FAMILIES = {"3b": "qwen3_vl", "2b": "internvl3"}

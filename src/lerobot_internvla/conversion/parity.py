@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lerobot_internvla.action_space import mean_std_normalize, mean_std_unnormalize
-from lerobot_internvla.checkpoints.key_table import key_table
-from lerobot_internvla.checkpoints.reference_layout import read_reference
+from lerobot_internvla.conversion.key_table import key_table
+from lerobot_internvla.conversion.reference_layout import read_reference
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.images import letterbox
 from lerobot_internvla.model.action_head import MAX_PERIOD, MIN_PERIOD

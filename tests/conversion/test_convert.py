@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from checkpoints.released_files import robot_statistics, write_released
+from conversion.released_files import robot_statistics, write_released
 from lerobot_internvla import InternVLAA1Policy
-from lerobot_internvla.checkpoints import convert as convert_module
-from lerobot_internvla.checkpoints import parity
-from lerobot_internvla.checkpoints.convert import convert
+from lerobot_internvla.conversion import convert as convert_module
+from lerobot_internvla.conversion import parity
+from lerobot_internvla.conversion.convert import convert
 from lerobot_internvla.modeling_internvla_a1 import IMAGE_TOKENIZER_FOLDER, TEXT_TOKENIZER_FOLDER
 from lerobot_internvla.scripts.convert import main
 

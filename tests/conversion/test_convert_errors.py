@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints.released_files import robot_statistics
+from conversion.released_files import robot_statistics
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
-from lerobot_internvla.checkpoints import convert as convert_module
 from lerobot_internvla.checkpoints import staging
-from lerobot_internvla.checkpoints.convert import convert
 from lerobot_internvla.checkpoints.tensor_stream import copy_tensors, read_header
+from lerobot_internvla.conversion import convert as convert_module
+from lerobot_internvla.conversion.convert import convert
 from lerobot_internvla.scripts.convert import main
 
 
@@ -170,7 +170,7 @@ def test_an_image_tokenizer_from_safetensors(source: Path, words: Path, given_as
 
 def test_an_image_tokenizer_from_nvidias_jit_pair(source: Path, words: Path, tmp_path_factory: Any):
     from image_tokenizer.golden_cosmos import trace_jit_pair
-    from lerobot_internvla.checkpoints.reference_layout import read_reference
+    from lerobot_internvla.conversion.reference_layout import read_reference
     from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 
     reference = read_reference(source)
@@ -285,7 +285,7 @@ def test_a_conversion_that_breaks_off_leaves_nothing(
 
 _SLOW = """
 import sys, time
-from lerobot_internvla.checkpoints import convert as module
+from lerobot_internvla.conversion import convert as module
 from lerobot_internvla.scripts.convert import main
 
 def slow(*arguments, **options):

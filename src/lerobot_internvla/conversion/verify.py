@@ -22,8 +22,8 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_internvla.action_space import mean_std_normalize, mean_std_unnormalize
-from lerobot_internvla.checkpoints.reference_layout import ReferenceCheckpoint
-from lerobot_internvla.checkpoints.released_statistics import Robot
+from lerobot_internvla.conversion.reference_layout import ReferenceCheckpoint
+from lerobot_internvla.conversion.released_statistics import Robot
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.model.inputs import Observation

@@ -13,14 +13,14 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from lerobot_internvla import InternVLAA1Config, InternVLAA1Policy, InternVLAError
-from lerobot_internvla.checkpoints.lineage import (
+from lerobot_internvla.publishing.lineage import (
     Ancestor,
     DatasetFacts,
     Lineage,
     decide_licence,
     read_lineage,
 )
-from lerobot_internvla.checkpoints.model_card import (
+from lerobot_internvla.publishing.model_card import (
     NOT_RECORDED,
     CardFacts,
     Evaluation,

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from checkpoints.reference_files import key_list, tiny_tensors, write_tiny
-from lerobot_internvla.checkpoints.reference_layout import read_architecture, read_reference, write_reference
+from conversion.reference_files import key_list, tiny_tensors, write_tiny
+from lerobot_internvla.conversion.reference_layout import read_architecture, read_reference, write_reference
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
 from lerobot_internvla.model.architecture import VARIANTS, Architecture, build_architecture
@@ -225,7 +225,7 @@ def test_released_sizes_are_written_as_a_released_configuration(tmp_path: Path, 
         written.update(tensors)
         path.touch()
 
-    monkeypatch.setattr("lerobot_internvla.checkpoints.reference_layout.save_file", save_nothing)
+    monkeypatch.setattr("lerobot_internvla.conversion.reference_layout.save_file", save_nothing)
     write_reference(tmp_path, architecture, policy_state, {}, {"chunk_size": 50})
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["type"], config["qwen3_vl_variant"], config["chunk_size"]) == ("qwena1", "qwen3_vl_2l", 50)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.released_files import write_released, write_text_tokenizer
+from conversion.released_files import write_released, write_text_tokenizer
 from golden_models import complete_folder
-from lerobot_internvla.checkpoints.convert import convert
+from lerobot_internvla.conversion.convert import convert
 
 
 @pytest.fixture(scope="session")

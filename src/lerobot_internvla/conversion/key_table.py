@@ -355,7 +355,7 @@ class KeyTable:
             raise InternVLAError(
                 f"These tensors have no name in the {self.family} reference checkpoint:\n"
                 + _listing("no rule for", unknown)
-                + "\nAdd a row to checkpoints/key_table.py, or leave them out of the export."
+                + "\nAdd a row to conversion/key_table.py, or leave them out of the export."
             )
         return ReferenceNames(
             policy=theirs["policy"],

@@ -18,17 +18,17 @@ from lerobot.configs.train import TrainPipelineConfig
 from safetensors.torch import save_file
 
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
-from lerobot_internvla.checkpoints.following import follow_lerobot
-from lerobot_internvla.checkpoints.lineage import Ancestor, Lineage
-from lerobot_internvla.checkpoints.model_card import MARKER
-from lerobot_internvla.checkpoints.privacy import (
+from lerobot_internvla.publishing.following import follow_lerobot
+from lerobot_internvla.publishing.lineage import Ancestor, Lineage
+from lerobot_internvla.publishing.model_card import MARKER
+from lerobot_internvla.publishing.privacy import (
     find_private,
     find_private_in_file,
     is_local_path,
     redact_arguments,
     redact_json,
 )
-from lerobot_internvla.checkpoints.publishing import plan_upload, publish, publish_training
+from lerobot_internvla.publishing.upload import plan_upload, publish, publish_training
 from lerobot_internvla.scripts.publish import main
 from lerobot_internvla.testing import tiny_config, tiny_dataset, tiny_policy
 from stock_commands import last_checkpoint, lerobot_train, training_flags
@@ -447,7 +447,7 @@ def test_on_0_6_1_nothing_of_lerobot_is_wrapped():
 
 
 def test_only_the_first_rank_uploads(hub: FakeHub, cfg: TrainPipelineConfig, monkeypatch: pytest.MonkeyPatch):
-    from lerobot_internvla.checkpoints import publishing
+    from lerobot_internvla.publishing import upload as publishing
 
     monkeypatch.setattr(publishing, "is_main_process", lambda: False)
     assert publish_training(tiny_policy(cfg.policy), cfg) is None  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,1 @@
+"""Checkpoints of the reference implementation: its names and files, converted into ours and written back."""
