@@ -303,7 +303,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if turn == 0 and name in arguments.graphs:
                 result["graph"] = graph_of(case)
             rounds = max(1, arguments.rounds // 4) if recipe.is_large else arguments.rounds
-            for threads, stages in time_case(case, arguments.threads, rounds).items():
+            counts = arguments.threads[-1:] if recipe.is_large else arguments.threads
+            for threads, stages in time_case(case, counts, rounds).items():
                 for stage, clock in stages.items():
                     collected.setdefault(name, {}).setdefault(threads, {}).setdefault(stage, Clock()).extend(clock)
             result["peak_rss_mb"] = max(result.get("peak_rss_mb", 0.0), peak_memory())
@@ -343,7 +344,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="LeRobot policies beside them"
     )
     parser.add_argument("--graphs", nargs="*", default=["tiny", "medium_grid16"], help="cases whose graphs are counted")
-    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2], help="thread counts to time with")
+    parser.add_argument(
+        "--threads", nargs="*", type=int, default=[1, 2], help="thread counts to time with; large cases: the last"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds per pass; large cases: a quarter")
     parser.add_argument("--passes", type=int, default=2, help="passes over the list of cases: A B C A B C")
     parser.add_argument("--count-only", action="store_true", help="work counters, no clocks")

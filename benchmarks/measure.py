@@ -137,9 +137,9 @@ class _Counter(TorchDispatchMode):
             if index is not None:
                 work.parameters_read.add(index)
                 work.weight_bytes += (out if name == "embedding" else tensor).nbytes
-        if name in ("_to_copy", "copy_"):
-            source = inputs[-1]
-            work.host_copies += source.device.type != out.device.type and "cpu" in (source.device.type, out.device.type)
+        if name in ("_to_copy", "copy_") and out.numel():
+            ends = {inputs[-1].device.type, out.device.type}
+            work.host_copies += len(ends) == 2 and "cpu" in ends
         return out
 
     def _count_syncs(self, func: Any, name: str, args: Any, inputs: list[Tensor]) -> None:
