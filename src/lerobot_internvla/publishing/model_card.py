@@ -420,7 +420,8 @@ def _licence(facts: CardFacts) -> str:
     rows = [
         (
             a.role,
-            f"[{a.name}](https://huggingface.co/{a.name})" if a.is_on_hub else _text(a.name),
+            (f"[{a.name}](https://huggingface.co/{a.name})" if a.is_on_hub else _text(a.name))
+            + (f", revision `{_text(a.revision)}`" if a.revision else ""),
             _licence_words(a.licence),
         )
         for a in (lineage.ancestors if lineage else ())
