@@ -4,10 +4,12 @@ Markers and how to switch them on are listed in pyproject.toml; ``pytest -ra`` p
 """
 
 import atexit
+import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "--network" not in sys.argv:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HOME"] = str(Path(_scratch, "huggingface"))  # cached statistics go there
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_stay_as_they_were() -> Iterator[None]:
+    """LeRobot's commands add handlers that write to the stderr of their test, which is closed in the next one."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -39,6 +39,7 @@ from .checkpoints.safe_loading import load_weights
 from .checkpoints.whole_folder import whole_folder, whole_steps, why_not_whole
 from .configuration_internvla_a1 import InternVLAA1Config
 from .conversion.unconverted import refuse_unconverted
+from .data import exact_resume
 from .history import FrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
@@ -105,6 +106,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if dataset_meta is not None:
             self.lineage = self.lineage.trained_on(dataset_meta)
             follow_lerobot()
+            exact_resume.install()  # where this package was imported before LeRobot's datasets were
 
         state, action = config.robot_state_feature, config.action_feature
         assert state is not None and action is not None, "validate_features has seen both"

@@ -30,8 +30,8 @@ class LossBreakdown:
         """The same keys on every step and every rank, as Python floats (one host read)."""
         names = ("loss_action", "loss_foresight", "valid_action_elements", "valid_foresight_elements")
         scalars = [self.action, self.foresight, self.action_elements.float(), self.foresight_elements.float()]
-        values = torch.stack(scalars).detach().cpu().unbind()
-        return {name: float(value) for name, value in zip(names, values, strict=True)}
+        values: list[float] = torch.stack(scalars).detach().tolist()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return dict(zip(names, values, strict=True))
 
 
 def _masked_mean(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

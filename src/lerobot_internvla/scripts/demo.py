@@ -67,7 +67,7 @@ class StepFailed(RuntimeError):
 def main() -> int:
     parser = argparse.ArgumentParser(prog="internvla-demo", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--budget", choices=BUDGETS, default="demo", help="demo: about 11 minutes on 2 cores; long: about 40")
+    parser.add_argument("--budget", choices=BUDGETS, default="demo", help="11 or about 40 minutes on 2 cores")
     parser.add_argument("--fresh", action="store_true", help="delete output_dir first")
     arguments = parser.parse_args()
     root: Path = arguments.output_dir
