@@ -131,7 +131,8 @@ def main() -> None:
 {table}
 
 Peak resident memory is that of the whole process, mapped files included. Nearly all of it without `--verify` is Python
-with its libraries and the image tokenizer: the weights pass through a buffer of 16 MB.
+with its libraries and the image tokenizer: the weights pass through a buffer of 16 MB. With `--verify` one copy of the
+model comes on top, and the mapped file that it is filled from, whose pages the system can take back.
 """
     print(text)
     if arguments.output is not None:
