@@ -86,6 +86,7 @@ def test_a_bundle_holds_everything_and_nothing_private(bundle: Path):
     assert not [name for name in names if "train_config" in name or name.endswith(".bin")]
     written = "".join(path.read_text() for path in bundle.rglob("*") if path.suffix in (".json", ".md", ".txt"))
     assert str(bundle.parent) not in written and "/home/" not in written
+    assert json.loads((bundle / "policy" / "config.json").read_text())["device"] == "cuda"  # not this computer's
     listed = json.loads((bundle / "manifest.json").read_text())["files"]
     assert set(listed) == names - {"manifest.json"}
 
@@ -261,7 +262,7 @@ def test_a_build_for_another_device_is_the_same_version():
 
 
 def test_folders_that_are_no_bundles(tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["--check", str(tmp_path / "nowhere")]) == 1
+    assert main(["--check", str(tmp_path / "nowhere")]) == 2
     assert "is no bundle: manifest.json is missing" in capsys.readouterr().err
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     (tiny_bundle / "manifest.json").write_text(json.dumps({**manifest, "bundle_version": 9}))

@@ -241,7 +241,7 @@ def test_a_failed_upload_leaves_the_folder_whole_and_says_how_to_repeat(
     before = fingerprints(folder)
     hub.failure = ConnectionError("connection reset by peer")
     flags = [str(folder), "--repo_id=me/reach", "--license=mit"]
-    assert main(flags) == 1
+    assert main(flags) == 2
     message = capsys.readouterr().err
     assert "connection reset by peer" in message
     assert f"internvla-publish {folder} --repo_id=me/reach" in message

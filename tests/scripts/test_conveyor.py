@@ -22,7 +22,7 @@ def test_record_then_refuse_to_overwrite(tmp_path: Path, capsys: pytest.CaptureF
     assert main(arguments) == 0
     assert "Kept 1 successful episodes" in capsys.readouterr().out
     assert (tmp_path / "d" / "meta" / "info.json").is_file()
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 
 

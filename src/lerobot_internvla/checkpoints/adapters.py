@@ -8,6 +8,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
 from lerobot.policies.pretrained import PreTrainedPolicy
 
+from lerobot_internvla.checkpoints.fetching import fetch
 from lerobot_internvla.errors import InternVLAError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -18,11 +19,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
-def load_with_adapter(folder: Path, *, device: str | None = None) -> Any:
-    """The adapter in ``folder`` over the base that its adapter_config.json names: a ``peft.PeftModel``.
+def load_with_adapter(
+    checkpoint: str | Path, *, config: PreTrainedConfig | None = None, device: str | None = None
+) -> Any:
+    """An adapter over the base that its adapter_config.json names: a ``peft.PeftModel``.
 
     Args:
-        folder: as ``lerobot-train --peft.*`` saves it.
+        checkpoint: folder as ``lerobot-train --peft.*`` saves it, or Hub id.
+        config: of the policy; None takes the one beside the adapter.
         device: None takes the configuration's.
 
     Raises:
@@ -35,9 +39,10 @@ def load_with_adapter(folder: Path, *, device: str | None = None) -> Any:
             "This checkpoint is an adapter, and the package peft is missing. Install it with "
             "`pip install 'lerobot_policy_internvla_a1[peft]'`."
         ) from error
+    folder = fetch(checkpoint, ["*.json", "*.safetensors"], what="adapter").folder
     if not is_adapter(folder):
         raise InternVLAError(f"{str(folder)!r} holds no adapter: {ADAPTER_CONFIG} is missing.")
-    config = PreTrainedConfig.from_pretrained(folder)
+    config = config or PreTrainedConfig.from_pretrained(folder)
     if device is not None:
         config.device = device
     adapter = PeftConfig.from_pretrained(str(folder))

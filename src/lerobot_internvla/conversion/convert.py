@@ -345,8 +345,10 @@ def policy_config(
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (robot.action_dim,))},
         push_to_hub=False,
         license=licence,
+        device="cpu",
     )
-    config.device = None  # whatever the computer has that loads it, not the one that converts
+    # Of the computer that loads it, not of the one that converts: without such a GPU LeRobot takes what there is.
+    config.device = "cuda"
     config.validate_features()
     resolve_camera_slots(list(config.image_features), config.camera_slots)
     notes.append("cameras: " + ", ".join(f"{slot} = {key}" for slot, key in views.items()))
@@ -410,7 +412,8 @@ def _image_tokenizer(
     if len(files) > 2:
         raise InternVLAError(f"--image-tokenizer takes one folder, file or Hub id, or two files; got {len(files)}.")
     if len(files) == 2 or files[0].is_file():
-        tokenizer = load_cosmos_weights(tuple(files) if len(files) == 2 else files[0], spec=spec)  # pyright: ignore[reportArgumentType]
+        pair_or_one: Any = tuple(files) if len(files) == 2 else files[0]  # a pair to us, any number to the type checker
+        tokenizer = load_cosmos_weights(pair_or_one, spec=spec)
         record = Fetched(files[0].parent, files[0].resolve().parent.name, None, on_hub=False)
         return tokenizer, record.record([file.name for file in files])
     wanted = (CONFIG, WEIGHTS_NAME, *NVIDIA_FILES)

@@ -149,9 +149,21 @@ _COSMOS_DECODER = (
 )
 
 
-def _layers(reference_layers: str, expert: str, names: Sequence[str]) -> list[Rename]:
-    """Decoder layers: the reference keeps one stack per expert, we keep one list of joint layers."""
-    return _same_names(reference_layers + ".{#}.", "mixture.layers.{}.experts." + expert + ".", names)
+def _expert(stack: str, expert: str, names: Sequence[str]) -> list[Rename]:
+    """Decoder layers and final norm: the reference keeps one stack per expert, we keep one list of joint layers."""
+    return [
+        *_same_names(stack + ".layers.{#}.", "mixture.layers.{}.experts." + expert + ".", names),
+        Rename(f"{stack}.norm.weight", f"mixture.final_norms.{expert}.weight"),
+    ]
+
+
+def _foresight_head(name: str) -> list[Rename]:
+    """``name`` is what the family calls it."""
+    return [
+        Rename(f"model.{name}_{{in_proj|out_proj}}.{{weight|bias}}", "foresight_head.{}.{}"),
+        Rename("model.{downsample|upsample}_conv.{weight|bias}", "foresight_head.{}.{}"),
+        Rename(f"model.{name}_out_layer_norm.{{weight|bias}}", "foresight_head.out_norm.{}"),
+    ]
 
 
 def _cosmos(prefix: str) -> list[Rename | Constant]:
@@ -191,17 +203,10 @@ _QWEN3_VL_ROWS = [
     # Tied in the reference; of the two names its files hold the one that sorts first.
     Rename(_QWEN + "und_expert.lm_head.weight", "vision_language.embed_tokens.weight"),
     Alias(_QWEN + "und_expert.model.language_model.embed_tokens.weight", _QWEN + "und_expert.lm_head.weight"),
-    *_layers(_QWEN + "und_expert.model.language_model.layers", "understanding", _QWEN3_LAYER),
-    Rename(_QWEN + "und_expert.model.language_model.norm.weight", "mixture.final_norms.understanding.weight"),
-    *_layers(_QWEN + "gen_expert.layers", "foresight", _QWEN3_LAYER),
-    Rename(_QWEN + "gen_expert.norm.weight", "mixture.final_norms.foresight.weight"),
-    *_layers(_QWEN + "act_expert.layers", "action", _QWEN3_LAYER),
-    Rename(_QWEN + "act_expert.norm.weight", "mixture.final_norms.action.weight"),
-    Rename("model.cosmos_in_proj.{weight|bias}", "foresight_head.in_proj.{}"),
-    Rename("model.downsample_conv.{weight|bias}", "foresight_head.downsample.{}"),
-    Rename("model.upsample_conv.{weight|bias}", "foresight_head.upsample.{}"),
-    Rename("model.cosmos_out_layer_norm.{weight|bias}", "foresight_head.out_norm.{}"),
-    Rename("model.cosmos_out_proj.{weight|bias}", "foresight_head.out_proj.{}"),
+    *_expert(_QWEN + "und_expert.model.language_model", "understanding", _QWEN3_LAYER),
+    *_expert(_QWEN + "gen_expert", "foresight", _QWEN3_LAYER),
+    *_expert(_QWEN + "act_expert", "action", _QWEN3_LAYER),
+    *_foresight_head("cosmos"),
     *_ACTION_HEAD,
     *_cosmos("model.cosmos"),
 ]
@@ -216,17 +221,10 @@ _INTERNVL3_ROWS = [
     # Not tied in this family: two different tensors, of which the lm_head is never computed.
     Rename(_INTERNVL + "und_expert.lm_head.weight", "vision_language.lm_head.weight"),
     Rename(_INTERNVL + "und_expert.model.language_model.embed_tokens.weight", "vision_language.embed_tokens.weight"),
-    *_layers(_INTERNVL + "und_expert.model.language_model.layers", "understanding", _QWEN2_LAYER),
-    Rename(_INTERNVL + "und_expert.model.language_model.norm.weight", "mixture.final_norms.understanding.weight"),
-    *_layers(_INTERNVL + "gen_expert.model.layers", "foresight", _QWEN2_LAYER),
-    Rename(_INTERNVL + "gen_expert.model.norm.weight", "mixture.final_norms.foresight.weight"),
-    *_layers(_INTERNVL + "act_expert.model.layers", "action", _QWEN2_LAYER),
-    Rename(_INTERNVL + "act_expert.model.norm.weight", "mixture.final_norms.action.weight"),
-    Rename("model.gen_in_proj.{weight|bias}", "foresight_head.in_proj.{}"),
-    Rename("model.downsample_conv.{weight|bias}", "foresight_head.downsample.{}"),
-    Rename("model.upsample_conv.{weight|bias}", "foresight_head.upsample.{}"),
-    Rename("model.gen_out_layer_norm.{weight|bias}", "foresight_head.out_norm.{}"),
-    Rename("model.gen_out_proj.{weight|bias}", "foresight_head.out_proj.{}"),
+    *_expert(_INTERNVL + "und_expert.model.language_model", "understanding", _QWEN2_LAYER),
+    *_expert(_INTERNVL + "gen_expert.model", "foresight", _QWEN2_LAYER),
+    *_expert(_INTERNVL + "act_expert.model", "action", _QWEN2_LAYER),
+    *_foresight_head("gen"),
     *_ACTION_HEAD,
     Constant("model.imagenet_mean", IMAGENET_MEAN, (1, 3, 1, 1), "float32", _IMAGENET),
     Constant("model.imagenet_std", IMAGENET_STD, (1, 3, 1, 1), "float32", _IMAGENET),

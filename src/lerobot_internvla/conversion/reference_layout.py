@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -333,7 +333,7 @@ def _load_config(source: Path) -> dict[str, Any]:
         raise InternVLAError(f"{source} is not valid JSON ({error}). Download it again.") from error
     if not isinstance(config, dict):
         raise InternVLAError(f"{source} holds a {type(config).__name__}, expected a JSON object. Download it again.")
-    return config  # pyright: ignore[reportUnknownVariableType]
+    return cast(dict[str, Any], config)  # JSON has no other keys than strings
 
 
 def read_architecture(config: Mapping[str, Any], source: Path) -> tuple[Architecture, dict[str, Any]]:

@@ -278,9 +278,12 @@ def _make_portable(policy: Path) -> InternVLAA1Config:
     assert isinstance(config, InternVLAA1Config), "_check_whole has seen it"
     config.text_tokenizer = config.image_tokenizer = None
     config.pretrained_path = config.pretrained_revision = None
+    # Of the robot, not of this computer (which the loader has just put there): without such a GPU LeRobot takes what
+    # there is.
+    config.device = "cuda"
     config._save_pretrained(policy)
     if not (policy / "policy_preprocessor.json").is_file():
-        for pipeline in make_pre_post_processors(config):
+        for pipeline in make_pre_post_processors(dataclasses.replace(config, device="cpu")):
             pipeline.save_pretrained(policy)
     return config
 

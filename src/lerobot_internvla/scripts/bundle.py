@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 if TYPE_CHECKING:
     from lerobot_internvla.publishing.bundle import BundleCheck
@@ -57,8 +57,9 @@ def render(check: "BundleCheck") -> str:
     return "\n".join(lines)
 
 
+@says_what_is_wrong("internvla-bundle")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``internvla-bundle``; returns 0 when the bundle was made or is ready, 1 otherwise."""
+    """Entry point of ``internvla-bundle``; returns 0 when the bundle was made or is ready, 1 when it is not ready."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     making = arguments.checkpoint is not None
@@ -66,23 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give CHECKPOINT and DEST to make a bundle, or --check FOLDER to check one")
     from lerobot_internvla.publishing.bundle import check_bundle, make_bundle
 
-    try:
-        if arguments.check is not None:
-            check = check_bundle(
-                arguments.check, allow_other_versions=arguments.allow_other_versions, device=arguments.device
-            )
-            print(render(check))
-            return 0 if check.ready else 1
-        folder = make_bundle(
-            arguments.checkpoint,
-            arguments.destination,
-            revision=arguments.revision,
-            download_wheels=arguments.download_wheels,
-            tell=print,
+    if arguments.check is not None:
+        check = check_bundle(
+            arguments.check, allow_other_versions=arguments.allow_other_versions, device=arguments.device
         )
-    except InternVLAError as error:
-        print(f"internvla-bundle: {error}", file=sys.stderr)
-        return 1
+        print(render(check))
+        return 0 if check.ready else 1
+    folder = make_bundle(
+        arguments.checkpoint,
+        arguments.destination,
+        revision=arguments.revision,
+        download_wheels=arguments.download_wheels,
+        tell=print,
+    )
     print(f"bundle: {folder}\ncheck it here first: internvla-bundle --check {folder}\nthen follow {folder}/README.md")
     return 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +123,7 @@ def _stop(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+@says_what_is_wrong("internvla-convert", OSError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``internvla-convert``."""
     arguments = _parser().parse_args(argv)
@@ -129,9 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         _run(arguments)
-    except (InternVLAError, OSError) as error:
-        print(f"internvla-convert: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("internvla-convert: stopped; nothing was left behind", file=sys.stderr)
         return 130

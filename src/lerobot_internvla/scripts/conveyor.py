@@ -9,22 +9,19 @@ A trained policy is evaluated by LeRobot's own ``lerobot-eval --env.type=conveyo
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from lerobot_internvla.envs.conveyor.backend import BACKENDS
 from lerobot_internvla.envs.conveyor.task import TASKS
-from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
+@says_what_is_wrong("internvla-conveyor")
 def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``internvla-conveyor``."""
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except InternVLAError as error:
-        print(f"internvla-conveyor: {error}", file=sys.stderr)
-        return 1
+    arguments.run(arguments)
     return 0
 
 

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import draccus
+
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 if TYPE_CHECKING:
     from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
@@ -89,25 +92,14 @@ def load_config(path: str, overrides: Sequence[str]) -> "InternVLAA1Config":
 
 def load_policy(config: "InternVLAA1Config") -> "InternVLAA1Policy":
     """The policy of a checkpoint, with its adapter when it was trained with ``--peft.*``."""
+    from lerobot_internvla.checkpoints.adapters import load_with_adapter
     from lerobot_internvla.modeling_internvla_a1 import InternVLAA1Policy
 
     path = str(config.pretrained_path)
     if not config.use_peft:
         return InternVLAA1Policy.from_pretrained(path, config=config)
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise InternVLAError(
-            f"{path!r} is a PEFT adapter. Run: pip install 'lerobot_policy_internvla_a1[peft]'"
-        ) from error
-    adapter = PeftConfig.from_pretrained(path)
-    base = adapter.base_model_name_or_path
-    if base is None:
-        raise InternVLAError(f"The adapter in {path!r} does not name its base policy (adapter_config.json).")
-    policy = InternVLAA1Policy.from_pretrained(base, config=config, revision=adapter.revision)
     # The adapter's layers are put into the policy itself, so the policy is what we go on with.
-    PeftModel.from_pretrained(policy, path, config=adapter)  # pyright: ignore[reportArgumentType]
-    return policy.eval()
+    return load_with_adapter(path, config=config).get_base_model()
 
 
 def open_dataset(arguments: ForesightArguments, config: "InternVLAA1Config") -> Any:
@@ -214,9 +206,9 @@ def _print(report: "ForesightReport") -> None:
         print(path)
 
 
+@says_what_is_wrong("internvla-foresight", argparse.ArgumentError, draccus.utils.DecodingError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``internvla-foresight``."""
-    import draccus
     from lerobot.configs import parser
 
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -225,19 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_scoped_help(ForesightArguments, argv)
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        policy_path = parser.get_path_arg("policy", argv)
-        if policy_path is None:
-            raise InternVLAError(
-                "Which policy? Pass --policy.path=<checkpoint folder or Hub id>, for example "
-                "--policy.path=outputs/train/my_run/checkpoints/last/pretrained_model. All flags: --help"
-            )
-        overrides = parser.get_cli_overrides("policy", argv) or []
-        arguments = draccus.parse(ForesightArguments, args=parser.filter_path_args("policy", argv))
-        _print(foresight(arguments, policy_path, overrides))
-    except (InternVLAError, argparse.ArgumentError, draccus.utils.DecodingError) as error:
-        print(f"internvla-foresight: {error}", file=sys.stderr)
-        return 2
+    policy_path = parser.get_path_arg("policy", argv)
+    if policy_path is None:
+        raise InternVLAError(
+            "Which policy? Pass --policy.path=<checkpoint folder or Hub id>, for example "
+            "--policy.path=outputs/train/my_run/checkpoints/last/pretrained_model. All flags: --help"
+        )
+    overrides = parser.get_cli_overrides("policy", argv) or []
+    arguments = draccus.parse(ForesightArguments, args=parser.filter_path_args("policy", argv))
+    _print(foresight(arguments, policy_path, overrides))
     return 0
 
 

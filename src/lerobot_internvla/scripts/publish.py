@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,33 +38,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@says_what_is_wrong("internvla-publish")
 def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``internvla-publish``."""
     arguments = _parser().parse_args(argv)
     from lerobot_internvla.publishing.upload import plan_upload, publish
 
-    try:
-        plan = plan_upload(
-            arguments.folder,
-            arguments.repo_id,
-            private=True if arguments.private else None,
-            licence=arguments.license,
-            eval_info=arguments.eval_info,
-            foresight=arguments.foresight,
-            base_policy=arguments.base_policy,
-            keep_card=False if arguments.new_card else None,
-        )
-        print(plan)
-        if arguments.card is not None:
-            plan.card.save(arguments.card)
-            print(f"Card: {arguments.card}")
-        if arguments.dry_run:
-            print("Dry run: nothing was sent.")
-            return 0
-        typed = sys.argv[1:] if argv is None else argv
-        info = publish(plan, retry=shlex.join(["internvla-publish", *typed]))
-    except InternVLAError as error:
-        print(f"internvla-publish: {error}", file=sys.stderr)
-        return 1
+    plan = plan_upload(
+        arguments.folder,
+        arguments.repo_id,
+        private=True if arguments.private else None,
+        licence=arguments.license,
+        eval_info=arguments.eval_info,
+        foresight=arguments.foresight,
+        base_policy=arguments.base_policy,
+        keep_card=False if arguments.new_card else None,
+    )
+    print(plan)
+    if arguments.card is not None:
+        plan.card.save(arguments.card)
+        print(f"Card: {arguments.card}")
+    if arguments.dry_run:
+        print("Dry run: nothing was sent.")
+        return 0
+    typed = sys.argv[1:] if argv is None else argv
+    info = publish(plan, retry=shlex.join(["internvla-publish", *typed]))
     print(f"Published: {info.repo_url.url}")
     return 0
 

@@ -10,7 +10,6 @@ Nothing is downloaded and no weights are allocated.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.architecture import VARIANTS
 from lerobot_internvla.model.memory import MemoryEstimate, TrainingPlan, training_memory
 from lerobot_internvla.model.summary import ModelSummary, summarize
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
 def _amount(parameters: int) -> str:
@@ -96,7 +96,8 @@ def memory_of(train_config: Path) -> MemoryEstimate:
     return training_memory(policy.architecture, plan)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@says_what_is_wrong("internvla-summary")
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``internvla-summary``."""
     parser = argparse.ArgumentParser(prog="internvla-summary", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--variant", choices=list(VARIANTS), help="only this one (default: all)")
@@ -104,21 +105,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", type=Path, metavar="FILE", help="a lerobot-train configuration")
     arguments = parser.parse_args(argv)
     if arguments.memory is not None:
-        try:
-            print(f"{arguments.memory}: {memory_of(arguments.memory)}; computed, not measured")
-        except InternVLAError as error:
-            sys.exit(f"internvla-summary: {error}")
-        return
+        print(f"{arguments.memory}: {memory_of(arguments.memory)}; computed, not measured")
+        return 0
     names = [arguments.variant] if arguments.variant else list(VARIANTS)
     summaries = [summarize(VARIANTS[name]) for name in names]
     if arguments.json:
         print(json.dumps({summary.variant: summary.as_dict() for summary in summaries}, indent=2))
-        return
+        return 0
     console = Console()
     for summary in summaries:
         console.print(render(summary))
         console.print()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,0 +1,31 @@
+"""What every command does with an error: its message, without a traceback, and exit code 2."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+from lerobot_internvla.errors import InternVLAError
+
+
+def says_what_is_wrong[**P](program: str, *others: type[Exception]) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorate a ``main``: an InternVLAError, or one of ``others``, goes to stderr and the command ends with 2.
+
+    That is argparse's own code for a wrong command line. 1 is left to commands whose answer can be no.
+
+    Args:
+        program: as it is typed.
+        others: exceptions whose text is fit for people, too.
+    """
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def run(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except (InternVLAError, *others) as error:
+                print(f"{program}: {error}", file=sys.stderr)
+                return 2
+
+        return run
+
+    return decorate
