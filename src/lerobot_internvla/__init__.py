@@ -23,10 +23,9 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH: usable from Python, bu
     __version__ = "0+not.installed"
 
 if "lerobot.datasets.factory" in sys.modules:  # only commands that train have it loaded; importing it would be slow
-    from .data import exact_resume, frame_cache
+    from .data import stock_training
 
-    frame_cache.install()
-    exact_resume.install()
+    stock_training.install()
 
 __all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs"]
 

@@ -1,4 +1,4 @@
-"""Decoded frames kept in memory: the same bits, decoded once, bounded, through the stock factory."""
+"""Decoded frames kept in memory: the same bits, decoded once, bounded."""
 
 import pickle
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from lerobot_internvla.data import frame_cache
 from lerobot_internvla.data.frame_cache import FrameCachingReader, cache_frames
 from lerobot_internvla.envs.conveyor.recording import record_expert_episodes
 from lerobot_internvla.errors import InternVLAError
@@ -54,28 +53,23 @@ def test_an_episode_is_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert pickle.loads(pickle.dumps(dataset.reader)).cached_bytes == 0
 
 
-def test_the_limit_holds(root: Path):
-    dataset = open_dataset(root)
-    cache_frames(dataset, 1e-9)
+@pytest.mark.parametrize("cameras_that_fit", [0, 2])
+def test_the_limit_holds_and_what_does_not_fit_is_read_as_before(
+    root: Path, cameras_that_fit: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(FrameCachingReader, "_warned", False)
+    dataset, stock = open_dataset(root), open_dataset(root)
+    episode = dataset.meta.episodes[0]["length"] * 3 * 32 * 32
+    cache_frames(dataset, (cameras_that_fit * episode + 1) / 1e9)
     first = dataset[0]
-    held = dataset.reader.cached_bytes
+    assert dataset.reader.cached_bytes == cameras_that_fit * episode
     dataset[len(dataset) - 1]
-    assert dataset.reader.cached_bytes == held
-    assert torch.equal(first[CAMERAS[0]], open_dataset(root)[0][CAMERAS[0]])
+    assert dataset.reader.cached_bytes <= cameras_that_fit * episode + 1
+    for camera in CAMERAS:
+        assert torch.equal(first[camera], stock[0][camera])
+    assert caplog.text.count("frame cache is full") == 1
 
 
 def test_a_stream_is_refused():
     with pytest.raises(InternVLAError, match="streams"):
         cache_frames(object(), 1.0)
-
-
-def test_the_stock_factory_is_wrapped_once(monkeypatch: pytest.MonkeyPatch):
-    from lerobot.datasets import factory
-
-    made: list[object] = []
-    monkeypatch.setattr(factory, "make_dataset", lambda cfg: made.append(cfg) or "dataset")
-    frame_cache.install()
-    wrapped = factory.make_dataset
-    frame_cache.install()
-    assert factory.make_dataset is wrapped
-    assert wrapped(object()) == "dataset", "everything that does not ask for a cache falls through"

@@ -1,0 +1,77 @@
+"""The one place where this package enters stock ``lerobot-train``: which dataset it trains on, and how it is read.
+
+LeRobot has no hook for either, so two of its functions are wrapped, once, when a command that trains imports the
+plugin. Both call the original, and return what it returned for every policy but ``internvla_a1``. For ours:
+
+- the reader decodes sparse moments without the video between them (video_reader.py);
+- ``--policy.cache_frames_gb=<limit>`` keeps decoded episodes in memory (frame_cache.py).
+
+A resumed run goes on with the right frames in every epoch (exact_resume.py; the sampler, for every policy).
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+
+from . import exact_resume
+from .frame_cache import cache_frames
+from .video_reader import read_sparsely
+
+
+def install() -> None:
+    """Wrap LeRobot's training, if it is what imported us; asking again changes nothing."""
+    exact_resume.install()
+    factory = sys.modules.get("lerobot.datasets.factory")
+    if factory is None or hasattr(factory.make_dataset, "__wrapped__"):
+        return
+    _replace(factory.make_dataset, _wrap_make_dataset(factory.make_dataset))
+    _replace(factory.make_train_eval_datasets, _wrap_make_train_eval_datasets(factory.make_train_eval_datasets))
+
+
+def _replace(original: Any, wrapped: Any) -> None:
+    """Put ``wrapped`` in the place of ``original`` wherever it is; lerobot-train has imported it by name."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(original.__name__) is original:
+            vars(module)[original.__name__] = wrapped
+
+
+def _wrap_make_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_dataset(cfg: Any) -> Any:
+        policy = _ours(cfg)
+        if policy is None:
+            return original(cfg)
+        # A mixture file goes to the mixture here, before LeRobot looks for a dataset of that name.
+        return _read_well(original(cfg), policy.cache_frames_gb)
+
+    return make_dataset
+
+
+def _wrap_make_train_eval_datasets(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def make_train_eval_datasets(cfg: Any) -> Any:
+        training, held_out = original(cfg)
+        policy = _ours(cfg)
+        if policy is None or held_out is None:
+            return training, held_out
+        # With --dataset.eval_split, LeRobot opens the dataset that make_dataset gave it twice more, without asking
+        # make_dataset. The cache is for the frames that are read in every epoch.
+        return _read_well(training, policy.cache_frames_gb), _read_well(held_out, 0.0)
+
+    return make_train_eval_datasets
+
+
+def _ours(cfg: Any) -> InternVLAA1Config | None:
+    policy = getattr(cfg, "policy", None)
+    return policy if isinstance(policy, InternVLAA1Config) else None
+
+
+def _read_well(dataset: Any, cache_frames_gb: float) -> Any:
+    """``dataset`` itself, its reader taken over."""
+    read_sparsely(dataset)
+    if cache_frames_gb > 0:
+        cache_frames(dataset, cache_frames_gb)
+    return dataset
