@@ -220,7 +220,9 @@ def _read_source(read: "_Reader", name: str, groups: Sequence[str]) -> SourceSpe
             groups, *where, "group", otherwise="Groups are listed under 'groups:' at the top of the file"
         ),
         rule=read.rule(*where),
-        trains_actions=read.choice(SUPERVISIONS, *where, "supervision") != FORESIGHT,
+        # A word that is not known counts as foresight, which asks the least of the dataset: no complaints on top.
+        trains_actions="supervision" not in read.keys(*where)
+        or read.choice(SUPERVISIONS, *where, "supervision") == ACTION_AND_FORESIGHT,
         cameras=read.cameras(*where, "cameras"),
         fps=read.number(*where, "fps"),
         lines={"": read.file.line_of(*where), **{key: read.file.line_of(*where, key) for key in read.keys(*where)}},
