@@ -85,6 +85,11 @@ class Source:
         """Frames in use; each may be drawn, whatever ``frame_stride`` is."""
         return int(self.episode_lengths.sum())
 
+    @cached_property
+    def episode_ends(self) -> NDArray[np.int64]:
+        """Frames in use up to and with each of ``episodes``, [episodes]."""
+        return np.cumsum(self.episode_lengths)
+
     @property
     def num_episodes(self) -> int:
         return len(self.episodes)
@@ -492,9 +497,10 @@ def _distinct_embodiments(drafts: Sequence[_Draft], problems: Problems) -> tuple
     for draft in drafts:
         other = first.setdefault(draft.embodiment.name, draft)
         if other.embodiment != draft.embodiment:
+            line = other.spec.line("embodiment")
             problems.add(
-                f"sources.{draft.meta.place.name}: its embodiment is called {draft.embodiment.name!r}, and so is another "
-                f"one, of sources.{other.meta.place.name} (line {other.spec.line('embodiment')}); give it another name",
+                f"sources.{draft.meta.place.name}: its embodiment has the name {draft.embodiment.name!r}, and so has a "
+                f"different one, of sources.{other.meta.place.name} (line {line}); give it another name",
                 draft.spec.line("embodiment"),
             )
     return tuple(draft.embodiment for draft in first.values())
