@@ -202,11 +202,10 @@ def _cut(masses: NDArray[np.float64], lengths: NDArray[np.int64]) -> tuple[NDArr
     if frames < pieces:
         first = np.arange(pieces) * frames // pieces
         return first, first + 1
-    wished = np.cumsum(masses)[:-1] / masses.sum() * frames
+    wished: NDArray[np.float64] = np.cumsum(masses)[:-1] / masses.sum() * frames
     # Cuts are counted in episodes, or in frames where there are too few episodes.
-    nearest: NDArray[np.int64]
     if episodes >= pieces:
-        after: NDArray[np.int64] = np.searchsorted(bounds, wished).clip(1, episodes)
+        after = np.maximum(bounds.searchsorted(wished), 1)
         nearest = after - (wished - bounds[after - 1] <= bounds[after] - wished)
     else:
         nearest = np.rint(wished).astype(np.int64)
