@@ -1,6 +1,6 @@
-"""The conveyor as a LeRobot environment type: ``--env.type=conveyor``. Configuration only.
+"""The conveyor as LeRobot environment types: ``--env.type=conveyor`` and ``conveyor_mujoco``. Configuration only.
 
-Importing this file registers the type with LeRobot and the environment with Gymnasium; OpenCV and the simulator are
+Importing this file registers the types with LeRobot and the environments with Gymnasium; OpenCV and the simulators are
 imported when the first environment is made, also inside the worker processes of an asynchronous evaluation.
 
 Feature names are those of the recorded dataset, so that a policy trained on one runs on the other without a rename:
@@ -20,12 +20,15 @@ from lerobot_internvla.envs.conveyor.task import CAMERAS, resolve_task
 from lerobot_internvla.errors import InternVLAError
 
 GYM_ID = "lerobot_internvla/Conveyor-v0"
+MUJOCO_GYM_ID = "lerobot_internvla/ConveyorMujoco-v0"
 
-gym.register(
-    GYM_ID,
-    entry_point="lerobot_internvla.envs.conveyor.gym_env:ConveyorEnv",
-    max_episode_steps=BACKENDS["conveyor"].episode_steps,
-)
+for _id, _backend in ((GYM_ID, "conveyor"), (MUJOCO_GYM_ID, "conveyor_mujoco")):
+    gym.register(
+        _id,
+        entry_point="lerobot_internvla.envs.conveyor.gym_env:ConveyorEnv",
+        max_episode_steps=BACKENDS[_backend].episode_steps,
+        kwargs={"backend": _backend},
+    )
 
 
 @EnvConfig.register_subclass("conveyor")
@@ -53,6 +56,7 @@ class ConveyorEnvConfig(EnvConfig):
     features_map: dict[str, str] = field(default_factory=dict)
 
     backend_name: ClassVar[str] = "conveyor"
+    registered_as: ClassVar[str] = GYM_ID
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -89,7 +93,7 @@ class ConveyorEnvConfig(EnvConfig):
 
     @property
     def gym_id(self) -> str:
-        return GYM_ID
+        return self.registered_as
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
@@ -105,3 +109,20 @@ class ConveyorEnvConfig(EnvConfig):
             "render_height": self.render_height,
             "max_episode_steps": self.episode_length,
         }
+
+
+@EnvConfig.register_subclass("conveyor_mujoco")
+@dataclass
+class ConveyorMujocoEnvConfig(ConveyorEnvConfig):
+    """The conveyor in MuJoCo: two six-joint arms with grippers, three cameras, 20 Hz. Needs the extra ``mujoco``.
+
+    Raises:
+        InternVLAError: as for ``ConveyorEnvConfig``; a missing simulator is named when the first environment is made.
+    """
+
+    fps: int = BACKENDS["conveyor_mujoco"].fps
+    episode_length: int = BACKENDS["conveyor_mujoco"].episode_steps
+    image_size: int = 128
+
+    backend_name: ClassVar[str] = "conveyor_mujoco"
+    registered_as: ClassVar[str] = MUJOCO_GYM_ID

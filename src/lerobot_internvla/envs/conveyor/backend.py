@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_internvla.envs.conveyor.mujoco import arm as mujoco_arm
 from lerobot_internvla.envs.conveyor.planar import world as planar_world
 from lerobot_internvla.envs.conveyor.task import NO_DISTURBANCES, ConveyorTask, Disturbances, Ending, Instruction
 from lerobot_internvla.errors import InternVLAError
@@ -73,7 +74,7 @@ class Backend:
     action_high: tuple[float, ...]
     module: str
     needs: str
-    """The distribution to install when importing ``module`` fails."""
+    """What to install when importing ``module`` fails."""
 
     def make_world(self, task: ConveyorTask, *, disturbances: Disturbances = NO_DISTURBANCES) -> World:
         """A world that draws its episodes from ``task``, in which nothing goes wrong unless the caller asks for it."""
@@ -95,7 +96,8 @@ class Backend:
             return cast(_Module, importlib.import_module(self.module))
         except ImportError as error:
             raise InternVLAError(
-                f"The {self.name} environment could not be imported ({error}). Install {self.needs} and try again."
+                f"The simulator {self.name} could not be imported ({error}). "
+                f'Install what it needs and try again: pip install "{self.needs}"'
             ) from error
 
 
@@ -109,6 +111,16 @@ BACKENDS: dict[str, Backend] = {
         action_high=tuple(planar_world.ACTION_HIGH.tolist()),
         module="lerobot_internvla.envs.conveyor.planar.simulator",
         needs="opencv-python-headless",
+    ),
+    "conveyor_mujoco": Backend(
+        name="conveyor_mujoco",
+        fps=mujoco_arm.FPS,
+        episode_steps=mujoco_arm.EPISODE_STEPS,
+        action_names=mujoco_arm.ACTION_NAMES,
+        action_low=tuple(mujoco_arm.ACTION_LOW.tolist()),
+        action_high=tuple(mujoco_arm.ACTION_HIGH.tolist()),
+        module="lerobot_internvla.envs.conveyor.mujoco.simulator",
+        needs="lerobot_policy_internvla_a1[mujoco]",
     ),
 }
 

@@ -4,14 +4,19 @@ A belt carries coloured parcels past two arms. One sentence names a parcel, an a
 the named parcel lies in the named bin. The belt speed is drawn per episode and cannot be seen in a single frame, so a
 policy has to look at two moments and aim at where the parcel will be.
 
-Everything here is plain data without numpy or OpenCV, shared by the 2-D world (``conveyor``) and meant for any sibling
-simulator: sentences, task names with their speed ranges, camera names, and the reasons why an episode ended.
+Everything here is plain data without numpy or OpenCV, shared by the 2-D world (``conveyor``) and the one in MuJoCo
+(``conveyor_mujoco``): sentences, task names with their speed ranges, camera names, why an episode ended.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lerobot_internvla.errors import InternVLAError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Side = Literal["left", "right"]
 """As seen along the belt's direction of travel. The head camera looks down with the belt running left to right, so the
@@ -44,6 +49,21 @@ class Instruction:
     def text(self) -> str:
         return f"{self.colour} parcel, {self.arm} arm to {self.bin} bin"
 
+    @classmethod
+    def parse(cls, text: str) -> Instruction:
+        """The instruction that reads ``text``.
+
+        Raises:
+            InternVLAError: no instruction does.
+        """
+        known = {i.text: i for i in (cls(c, arm, to) for c in COLOURS for arm in SIDES for to in SIDES)}
+        if text not in known:
+            raise InternVLAError(
+                f"{text!r} is not an instruction of the conveyor; one is {next(iter(known))!r}, with the colours "
+                f"{', '.join(COLOURS)} and the sides {' and '.join(SIDES)}."
+            )
+        return known[text]
+
 
 @dataclass(frozen=True)
 class ConveyorTask:
@@ -59,6 +79,8 @@ class ConveyorTask:
     max_parcels: int = 2
     any_bin: bool = False
     """False: the named bin is on the named arm's side. True: the arm and the bin are drawn independently."""
+    instruction: Instruction | None = None
+    """What every episode asks for; None draws it anew."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +121,19 @@ SPEED_BANDS: tuple[tuple[str, float, float], ...] = (
 
 
 def resolve_task(
-    name: str, *, parcels: int | None = None, belt_speed: tuple[float, float] | None = None
+    name: str,
+    *,
+    parcels: int | None = None,
+    belt_speed: tuple[float, float] | None = None,
+    instruction: str | None = None,
 ) -> ConveyorTask:
-    """Look up a task by name and, where given, replace its parcel count and its speed range.
+    """Look up a task by name and, where given, replace its parcel count, its speed range and its instruction.
 
     Args:
         name: a key of ``TASKS``.
         parcels: exactly this many parcels in every episode (1 to 3); None keeps the task's range.
         belt_speed: (slowest, fastest) in belt lengths per second; None keeps the task's range.
+        instruction: the text of an ``Instruction`` that every episode asks for; None draws one per episode.
 
     Raises:
         InternVLAError: unknown name or impossible values; all problems at once.
@@ -118,17 +145,36 @@ def resolve_task(
         problems.append(f"{parcels} parcels, but every parcel has its own colour and there are {len(COLOURS)}")
     if belt_speed is not None and not 0.0 < belt_speed[0] <= belt_speed[1] <= 1.0:
         problems.append(f"belt_speed {belt_speed}, expected 0 < slowest <= fastest <= 1 belt lengths per second")
+    named = None
+    if instruction is not None:
+        try:
+            named = Instruction.parse(instruction)
+        except InternVLAError as error:
+            problems.append(str(error).rstrip("."))
     if problems:
         raise InternVLAError(
             f"The conveyor task does not work out: {'; '.join(problems)}. "
-            "Fix --env.task, --env.parcels or --env.belt_speed."
+            "Fix --env.task, --env.parcels or --env.belt_speed (--robot.task and so on for a simulated robot)."
         )
-    task = TASKS[name]
+    task = replace(TASKS[name], instruction=named)
     if parcels is not None:
         task = replace(task, min_parcels=parcels, max_parcels=parcels)
     if belt_speed is not None:
         task = replace(task, min_belt_speed=belt_speed[0], max_belt_speed=belt_speed[1])
     return task
+
+
+def draw_instruction(task: ConveyorTask, count: int, rng: np.random.Generator) -> tuple[Instruction, list[str]]:
+    """What the next episode asks for, and the colours of its ``count`` parcels, the named one first.
+
+    A task that fixes the instruction takes as many numbers from ``rng`` as one that does not.
+    """
+    colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
+    arm, other_bin = SIDES[int(rng.integers(2))], SIDES[int(rng.integers(2))]
+    drawn = Instruction(colours[0], arm, other_bin if task.any_bin else arm)
+    instruction = task.instruction or drawn
+    others = [colour for colour in colours if colour != instruction.colour]
+    return instruction, [instruction.colour, *others][:count]
 
 
 def speed_band(belt_speed: float) -> str:

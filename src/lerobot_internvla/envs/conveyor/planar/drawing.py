@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_internvla.envs.conveyor.people import INK, Colour, Picture, compose
 from lerobot_internvla.envs.conveyor.planar.world import (
     BELT_HALF_WIDTH,
     BIN_CENTRES,
@@ -23,8 +24,6 @@ from lerobot_internvla.envs.conveyor.planar.world import (
 )
 from lerobot_internvla.envs.conveyor.task import CAMERAS, SIDES, Side
 
-Picture = NDArray[np.uint8]
-Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 HEAD_SPAN = 1.0
@@ -39,7 +38,6 @@ BELT_STRIPE: Colour = (84, 89, 96)
 BELT_RAIL: Colour = (150, 154, 160)
 BIN_INSIDE: Colour = (120, 108, 96)
 BIN_RIM: Colour = (178, 160, 138)
-INK: Colour = (40, 42, 46)
 SHADOW: Colour = (44, 47, 51)
 ARM_COLOURS: dict[Side, Colour] = {"left": (242, 143, 59), "right": (138, 92, 196)}
 """Orange and violet: no parcel has them, so that an arm is never mistaken for one."""
@@ -134,24 +132,16 @@ def draw_for_people(world: PlanarWorld, height: int = 352) -> Picture:
     Returns:
         RGB, ``height`` x about 1.36 ``height``; both even, so that every video codec takes it.
     """
-    caption = 2 * round(height / 22)
-    big = height - caption
-    small = big // 4 * 2
-    frame = np.full((height, big + small, 3), 250, dtype=np.uint8)
-    frame[:big, :big] = _draw_view(world, big, *_viewpoint(world, "head"))
-    for row, side in enumerate(SIDES):
-        name = f"{side}_wrist"
-        frame[row * small : (row + 1) * small, big:] = _draw_view(world, small, *_viewpoint(world, name))
-        edge = ARM_COLOURS[side]
-        cv2.rectangle(frame, (big, row * small), (big + small - 1, (row + 1) * small - 1), edge, max(height // 160, 1))
-    text = f"{world.instruction.text}    belt {world.belt_speed:.2f}/s    {world.steps / FPS:.1f} s"
-    scale = height / 800
-    baseline = height - caption // 3
-    cv2.putText(frame, text, (caption // 3, baseline), cv2.FONT_HERSHEY_SIMPLEX, scale, INK, 1, cv2.LINE_AA)
-    if world.ending is not None:
-        mark = (46, 160, 67) if world.ending == "success" else (207, 34, 46)
-        cv2.rectangle(frame, (0, 0), (big + small - 1, big - 1), mark, max(height // 60, 2))
-    return frame
+    return compose(
+        world,
+        FPS,
+        height,
+        lambda size: _draw_view(world, size, *_viewpoint(world, "head")),
+        [
+            (lambda size, name=f"{side}_wrist": _draw_view(world, size, *_viewpoint(world, name)), ARM_COLOURS[side])
+            for side in SIDES
+        ],
+    )
 
 
 def _viewpoint(world: PlanarWorld, camera: str) -> tuple[Point, float]:

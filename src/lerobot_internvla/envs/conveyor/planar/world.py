@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_internvla.envs.conveyor.task import (
-    COLOURS,
     NO_DISTURBANCES,
     SIDES,
     ConveyorTask,
     Disturbances,
     Ending,
-    Instruction,
     Side,
+    draw_instruction,
 )
 
 FloatArray = NDArray[np.float64]
@@ -110,10 +109,7 @@ class PlanarWorld:
         self.belt_offset = float(rng.uniform(0.0, 1.0))
         """How far the belt has travelled; drives its texture."""
         count = int(rng.integers(self.task.min_parcels, self.task.max_parcels + 1))
-        colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))[:count]]
-        arm = SIDES[int(rng.integers(2))]
-        other_bin = SIDES[int(rng.integers(2))]
-        self.instruction = Instruction(colours[0], arm, other_bin if self.task.any_bin else arm)
+        self.instruction, colours = draw_instruction(self.task, count, rng)
 
         # The named parcel enters at a drawn place; the others are ahead of it or behind it, at least a spacing apart.
         order = rng.permutation(count)

@@ -1,0 +1,1 @@
+"""The conveyor in MuJoCo: ``arm`` (numbers and kinematics), ``scene`` (MJCF), ``world``, ``expert``, ``rendering``."""
