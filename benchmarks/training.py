@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from lerobot_internvla.model.architecture import Architecture, build_architecture
 from lerobot_internvla.model.inputs import Targets
-from lerobot_internvla.model.losses import LossBreakdown
+from lerobot_internvla.model.losses import LossBreakdown, LossTerm
 
 TIMED: dict[str, tuple[str, dict[str, Any], int]] = {
     # name: (variant, overrides, default batch)
@@ -149,7 +149,8 @@ def saved_megabytes(step: Step) -> float:
 def count_metrics() -> Work:
     """Reading the metrics needs real numbers, which a pretended device does not have. Any will do."""
     with unset_fake_temporarily():
-        losses = LossBreakdown(*(torch.zeros(()) for _ in fields(LossBreakdown)))
+        scalar, term = torch.zeros(()), LossTerm(torch.zeros(1), torch.zeros(1))
+        losses = LossBreakdown(scalar, torch.zeros(1), scalar, scalar, term, term)
         return count_work(losses.as_floats)
 
 

@@ -72,15 +72,15 @@ def write_dataset(root: Path, episodes: Episodes, names=NAMES, **settings) -> An
     return LeRobotDatasetMetadata("somebody/tiny", root=root)
 
 
-def every_pair(episodes: Episodes, mask=MASK, chunk=CHUNK) -> np.ndarray:
+def every_pair(episodes: Episodes, mask=MASK, chunk=CHUNK, stride=1) -> np.ndarray:
     """The definition, as two loops."""
     return np.array(
         [
-            actions[t + k].astype(np.float64) - np.where(mask, states[t].astype(np.float64), 0.0)
+            actions[t + k * stride].astype(np.float64) - np.where(mask, states[t].astype(np.float64), 0.0)
             for states, actions in episodes
             for t in range(len(actions))
             for k in range(chunk)
-            if t + k < len(actions)
+            if t + k * stride < len(actions)
         ]
     )
 
@@ -159,15 +159,17 @@ def test_a_constant_dim_has_a_standard_deviation_of_exactly_zero():
     chunk=st.integers(1, 24),
     seed=st.integers(0, 1000),
     mask=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    stride=st.integers(1, 4),
 )
-def test_relative_statistics_equal_the_two_loops(lengths, chunk, seed, mask):
+def test_relative_statistics_equal_the_two_loops(lengths, chunk, seed, mask, stride):
     episodes = recorded(lengths, seed=seed, offset=2.0)
     run = statistics_module._Run(
         states=np.concatenate([states for states, _ in episodes]).astype(np.float64),
         actions=np.concatenate([actions for _, actions in episodes]).astype(np.float64),
         episode=np.repeat(np.arange(len(lengths)), lengths),
     )
-    assert_describes(statistics_module._relative_statistics(run, mask, chunk), every_pair(episodes, mask, chunk))
+    found = statistics_module._relative_statistics(run, mask, chunk, stride)
+    assert_describes(found, every_pair(episodes, mask, chunk, stride))
 
 
 def test_statistics_survive_json_to_the_last_bit(tmp_path):
@@ -524,3 +526,36 @@ def test_missing_data_files_that_cannot_be_fetched_are_an_error_that_says_so(tmp
     path.unlink()
     with pytest.raises(InternVLAError, match=r"somebody/tiny.*not on disk and could not be fetched.*--dataset.root"):
         relative(meta)
+
+
+# ------------------------------------------------------------------------------------------- robots of several features
+
+
+def test_a_state_of_several_features_is_their_concatenation(tmp_path):
+    """InternData-A1 stores joints and grippers apart; the model sees one vector, in the order that the robot names."""
+    joints = {"dtype": "float32", "shape": (2,), "names": ["a", "b"]}
+    gripper = {"dtype": "float32", "shape": (1,), "names": ["gripper"]}
+    features = {"states.joint": joints, "states.gripper": gripper, "actions.joint": joints, "actions.gripper": gripper}
+    dataset = LeRobotDataset.create(
+        "somebody/parts", fps=10, root=tmp_path / "data", features=features, use_videos=False
+    )
+    episodes = recorded()
+    for states, actions in episodes:
+        for state, action in zip(states, actions, strict=True):
+            parts = {"states.joint": state[:2], "states.gripper": state[2:]}
+            parts |= {"actions.joint": action[:2], "actions.gripper": action[2:]}
+            dataset.add_frame({**parts, "task": "push"})
+        dataset.save_episode()
+    dataset.finalize()
+    meta: Any = LeRobotDatasetMetadata("somebody/parts", root=tmp_path / "data")
+    keys: Any = {"state_key": ("states.joint", "states.gripper"), "action_key": ("actions.joint", "actions.gripper")}
+    mask = (True, True, False)
+    found = statistics_from_dataset(
+        meta, representation="relative", relative_mask=mask, chunk_size=4, frame_stride=2, **keys
+    )
+    assert_describes(found.action, every_pair(episodes, mask, 4, 2))
+    assert_describes(found.state, np.concatenate([states for states, _ in episodes]))
+
+    turned: Any = {**keys, "state_key": ("states.gripper", "states.joint")}
+    absolute = statistics_from_dataset(meta, representation="absolute", chunk_size=4, **turned)
+    np.testing.assert_allclose(absolute.state.mean, found.state.mean[[2, 0, 1]], rtol=1e-5, atol=1e-6)

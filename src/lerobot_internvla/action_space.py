@@ -286,8 +286,7 @@ class ActionSpace(nn.Module):
 
     def _check(self, name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> None:
         """Statistics are there, and ``tensor`` has the expected shape; letters stand for any size. No device access."""
-        if not self._ready:
-            self._require_statistics()
+        self.require_statistics()
         shape = tuple(tensor.shape)
         if len(shape) != len(expected) or any(
             isinstance(e, int) and e != s for e, s in zip(expected, shape, strict=True)
@@ -301,7 +300,14 @@ class ActionSpace(nn.Module):
 
     # ---------------------------------------------------------------------------------------------------- statistics
 
-    def _require_statistics(self) -> None:
+    def require_statistics(self) -> None:
+        """Do nothing, without reading the device, where there are statistics.
+
+        Raises:
+            InternVLAError: there are none yet.
+        """
+        if self._ready:
+            return
         # Buffers can be filled behind our back (accelerate, a broadcast): look at the truth once, then remember it.
         self._ready = bool(self.statistics_are_set)
         if not self._ready:

@@ -116,6 +116,13 @@ class InternVLAA1Config(PreTrainedConfig):
     # Joint names of action and state. Filled from the dataset in training.
     action_feature_names: list[str] | None = None
     state_feature_names: list[str] | None = None
+    # Which of the robots of a multi-robot policy this one drives, or is fine-tuned on; a new name adds a robot. null:
+    # the only one that fits. Policies of one robot need none.
+    embodiment: str | None = None
+    # The robots of a policy that was trained on a mixture, written by the program; not a setting.
+    embodiments: dict[str, Any] = field(default_factory=dict)
+    # What the mixture of a training run consisted of, written by the program; a resumed run compares it.
+    mixture_fingerprint: str | None = None
     # Normalisation when fine-tuning a checkpoint: statistics of the new "dataset", or those of the "checkpoint".
     statistics: str = "dataset"
 
@@ -233,6 +240,8 @@ class InternVLAA1Config(PreTrainedConfig):
     def _interval_problems(self) -> list[str]:
         if self.foresight_interval_s is None:
             return []
+        if self.fps is None and self.embodiments:
+            return []  # every robot has its own rate
         if self.fps is None:
             return [
                 f"foresight_interval_s={self.foresight_interval_s} needs the frame rate: pass "
@@ -256,9 +265,12 @@ class InternVLAA1Config(PreTrainedConfig):
 
     @property
     def interval_frames(self) -> int:
-        """Frames between past, now and future."""
-        if self.foresight_interval_s is not None and self.fps is not None:
-            return round(self.foresight_interval_s * self.fps)
+        """Frames between past, now and future, of the robot that ``embodiment`` names if there are several."""
+        fps = self.fps
+        if fps is None and self.embodiment is not None:
+            fps = self.embodiments.get(self.embodiment, {}).get("fps")
+        if self.foresight_interval_s is not None and fps is not None:
+            return max(1, round(self.foresight_interval_s * fps))
         return self.foresight_interval
 
     @property

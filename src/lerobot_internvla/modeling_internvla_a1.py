@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from lerobot_internvla.errors import InternVLAError
 
 from .action_space import ActionSpace, joint_names, relative_mask_for
+from .action_spaces import ActionSpaces
+from .batch_keys import CAMERA_IS_PRESENT, EMBODIMENT_INDEX, LATENT_IS_CONTENT, SOURCE_INDEX
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
 from .checkpoints.inheritance import describe_inheritance
@@ -40,6 +42,7 @@ from .checkpoints.whole_folder import whole_folder, whole_steps, why_not_whole
 from .configuration_internvla_a1 import InternVLAA1Config
 from .conversion.unconverted import refuse_unconverted
 from .data import exact_resume
+from .embodiments.rows import Row, build_action_spaces, choose_robot, read_rows, row_of_dataset
 from .history import FrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
@@ -47,20 +50,22 @@ from .images import content_box, content_mask, letterbox
 from .model.flow import NoiseSeeds, draw_noise_and_time
 from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
+from .model.losses import read_floats
 from .publishing.following import follow_lerobot
 from .publishing.lineage import Lineage
+from .source_log import SourceLog
 from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
 from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
+    from .data.sources import Mixture
+
 logger = logging.getLogger(__name__)
 
 TEXT_TOKENIZER_FOLDER = "text_tokenizer"
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
-CAMERA_IS_PRESENT = "observation.camera_is_present"
-"""Optional batch key, [B, V] bool: which camera slots a sample really has. For datasets that mix robots."""
 
 
 class InternVLAA1Policy(PreTrainedPolicy):
@@ -98,7 +103,13 @@ class InternVLAA1Policy(PreTrainedPolicy):
         architecture = config.architecture
         # Not written back to the configuration: a fine-tune on other cameras would inherit the old names.
         self.camera_slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
-        self._read_metadata(dataset_meta)
+        self.mixture: Mixture | None = getattr(dataset_meta, "mixture", None)
+        if self.mixture is not None:
+            self._adopt_mixture(self.mixture)
+        else:
+            self._read_metadata(dataset_meta)
+        self.rows = read_rows(config.embodiments)
+        self.robot = None if config.embodiment is None or not self.rows else choose_robot(self.rows, config.embodiment)
         if checkpoint_folder is None:
             self.lineage = Lineage.of_new_weights(config)
         else:
@@ -108,18 +119,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
             follow_lerobot()
             exact_resume.install()  # where this package was imported before LeRobot's datasets were
 
-        state, action = config.robot_state_feature, config.action_feature
-        assert state is not None and action is not None, "validate_features has seen both"
-        state_dim, action_dim = state.shape[0], action.shape[0]
         self.noise_seeds = NoiseSeeds()
-        self.action_space = ActionSpace(
-            state_dim=state_dim,
-            action_dim=action_dim,
-            max_state_dim=architecture.max_state_dim,
-            max_action_dim=architecture.max_action_dim,
-            representation=cast(Representation, config.action_representation),  # one of its words: the config checks
-            relative_mask=self._relative_mask(state_dim, action_dim),
-        )
+        self.action_space = self._build_action_space()
         tokenizer = self._load_image_tokenizer(checkpoint_folder) if config.use_foresight else None
         # Buffers are real in any case: tables of angles and the like are in no file.
         with init_empty_weights(include_buffers=False) if without_weights else nullcontext():
@@ -140,6 +141,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if config.compile_model:
             self.model.sample_actions = torch.compile(self.model.sample_actions, mode=config.compile_mode)
 
+        self._source_log = None if self.mixture is None else self._log_of_sources(self.mixture)
         self._told_no_history = False
         self.last_predicted_latents: Tensor | None = None
         self._imagined_latents: Tensor | None = None
@@ -156,17 +158,92 @@ class InternVLAA1Policy(PreTrainedPolicy):
             names = joint_names(dataset_meta.features.get(key))
             setattr(config, field, None if names is None else list(names))
         dataset_fps = dataset_meta.fps
-        if config.fps is not None and abs(config.fps - dataset_fps) > 1e-6:
+        expected_fps = config.fps
+        if expected_fps is None and config.foresight_interval_s is not None:  # several robots, each with its own rate
+            expected_fps = config.embodiments.get(config.embodiment or "", {}).get("fps") or 0.0
+        if expected_fps is not None and abs(expected_fps - dataset_fps) > 1e-6:
             if config.foresight_interval_s is not None:
                 raise InternVLAError(
-                    f"policy.fps is {config.fps}, but the dataset runs at {dataset_fps} fps; the foresight interval of "
-                    f"{config.foresight_interval_s} s would be wrong. Pass --policy.fps={dataset_fps}."
+                    f"policy.fps is {expected_fps or None}, but the dataset runs at {dataset_fps} fps; the foresight "
+                    f"interval of {config.foresight_interval_s} s would be wrong. Pass --policy.fps={dataset_fps}."
                 )
             logger.info("The dataset runs at %s fps; the checkpoint was trained at %s fps.", dataset_fps, config.fps)
         config.fps = float(dataset_fps)
         if config.use_foresight:
             frames = config.interval_frames
             logger.info("Foresight interval: %d frames = %.3f s at %g fps.", frames, frames / config.fps, config.fps)
+        if config.embodiments:
+            self._add_robot(dataset_meta)
+
+    def _adopt_mixture(self, mixture: "Mixture") -> None:
+        """The mixture's robots into the config, which is saved with the weights; robots of the checkpoint stay."""
+        config = self.config
+        rates: dict[str, set[float]] = {}
+        for source in mixture.sources:
+            rates.setdefault(source.embodiment.name, set()).add(source.fps)
+        # Samples name their robot by its place among the mixture's: these come first.
+        new = {
+            robot.name: Row(robot, next(iter(rates[robot.name])) if len(rates[robot.name]) == 1 else None).to_dict()
+            for robot in mixture.embodiments
+        }
+        config.embodiments = {**new, **{n: row for n, row in config.embodiments.items() if n not in new}}
+        config.foresight_interval_s = mixture.foresight_interval_s
+        config.fps = config.action_feature_names = config.state_feature_names = None
+
+    def _log_of_sources(self, mixture: "Mixture") -> SourceLog:
+        weights = {source.name: source.weight for source in mixture.sources}
+        acting = [source.name for source in mixture.sources if source.trains_actions]
+        imagining = list(weights) if self.config.use_foresight else []
+        return SourceLog(weights, {"loss_action": acting, "loss_foresight": imagining})
+
+    def _add_robot(self, dataset_meta: Any) -> None:
+        """A plain dataset given to a policy of several robots: the one that ``embodiment`` names, new or known."""
+        config = self.config
+        if config.embodiment is None:
+            raise InternVLAError(
+                f"This checkpoint knows several robots ({', '.join(config.embodiments)}), each with its own joints and "
+                f"statistics. Whose are those of dataset {dataset_meta.repo_id!r}? Pass --policy.embodiment=<name>: "
+                "one of these, or a new name, which adds a robot and leaves the others as they are."
+            )
+        row = row_of_dataset(
+            config.embodiment,
+            dataset_meta,
+            self.camera_slots,
+            state_key=OBS_STATE,
+            action_key=ACTION,
+            representation=cast(Representation, config.action_representation),
+            absolute_names=config.absolute_joint_names,
+            absolute_indices=config.absolute_joint_indices,
+        )
+        known = config.embodiments.get(config.embodiment)
+        if known is not None:
+            before = read_rows({config.embodiment: known})[config.embodiment].embodiment
+            found = row.embodiment
+            if (before.state_dim, before.action_dim) != (found.state_dim, found.action_dim):
+                raise InternVLAError(
+                    f"policy.embodiment={config.embodiment!r} has state {before.state_dim} and action "
+                    f"{before.action_dim} in this checkpoint, and dataset {dataset_meta.repo_id!r} has "
+                    f"{found.state_dim} and {found.action_dim}: another robot. Give it a name of its own."
+                )
+            row = Row(before, row.fps)
+        config.embodiments = {**config.embodiments, config.embodiment: row.to_dict()}
+
+    def _build_action_space(self) -> ActionSpace | ActionSpaces:
+        config, architecture = self.config, self.config.architecture
+        representation = cast(Representation, config.action_representation)  # one of its words: the config checks
+        limits = {"max_state_dim": architecture.max_state_dim, "max_action_dim": architecture.max_action_dim}
+        if self.rows:
+            return build_action_spaces(self.rows, representation, **limits)
+        state, action = config.robot_state_feature, config.action_feature
+        assert state is not None and action is not None, "validate_features has seen both"
+        state_dim, action_dim = state.shape[0], action.shape[0]
+        return ActionSpace(
+            state_dim=state_dim,
+            action_dim=action_dim,
+            representation=representation,
+            relative_mask=self._relative_mask(state_dim, action_dim),
+            **limits,
+        )
 
     def _relative_mask(self, state_dim: int, action_dim: int) -> tuple[bool, ...]:
         config = self.config
@@ -219,11 +296,20 @@ class InternVLAA1Policy(PreTrainedPolicy):
     def _adopt_statistics(self, dataset_stats: dict[str, dict[str, Any]] | None, dataset_meta: Any | None) -> bool:
         """Set normalisation from a dataset; True when there was one."""
         config = self.config
+        if self.mixture is not None:
+            from .data.mixture_statistics import mixture_statistics
+
+            spaces = {name: self._action_space_of(name) for name in self._robots_of_dataset()}
+            for name, statistics in mixture_statistics(self.mixture, spaces, config.chunk_size).items():
+                spaces[name].set_statistics(statistics)
+            self.lineage = dataclasses.replace(self.lineage, statistics=str(dataset_meta.repo_id))
+            return True
+        space = self._action_space_of(config.embodiment)
         if dataset_meta is not None:
             statistics = statistics_from_dataset(
                 dataset_meta,
-                representation=self.action_space.representation,
-                relative_mask=self.action_space.relative_mask,
+                representation=space.representation,
+                relative_mask=space.relative_mask,
                 chunk_size=config.chunk_size,
             )
         elif dataset_stats and config.action_representation == "absolute":
@@ -236,10 +322,22 @@ class InternVLAA1Policy(PreTrainedPolicy):
             )
         else:
             return False
-        self.action_space.set_statistics(statistics)
+        space.set_statistics(statistics)
         source = "statistics given in Python" if dataset_meta is None else str(dataset_meta.repo_id)
         self.lineage = dataclasses.replace(self.lineage, statistics=source)
         return True
+
+    def _robots_of_dataset(self) -> list[str]:
+        """Robots whose statistics the given dataset or mixture has; empty for a policy of one robot."""
+        if self.mixture is not None:
+            return [e.name for e in self.mixture.embodiments if e.action_dim]
+        return [self.config.embodiment] if self.rows and self.config.embodiment is not None else []
+
+    def _action_space_of(self, robot: str | None) -> Any:
+        """The ``ActionSpace`` of one robot, or of the only one; PEFT's wrapper around it while it adapts the policy."""
+        if not self.rows:
+            return self.action_space
+        return cast(ActionSpaces, self.action_space).of(robot or choose_robot(self.rows, self.config.embodiment))
 
     def _apply_precision(self) -> None:
         """Cast the weights of towers and experts; heads, norms and statistics stay float32 as in the released model."""
@@ -386,9 +484,12 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if refits or config.use_peft:
             if refits:
                 policy._adopt_statistics(dataset_stats, dataset_meta)
-            # An adapter brings its own statistics; those of its base model may be another robot's.
-            with policy.action_space.keeping_own_statistics():
-                report = load_weights(policy, weights, keep_ours=("action_space.",), drop_theirs=ablated, strict=strict)
+            # An adapter brings its own statistics; those of its base model may be another robot's. A policy of several
+            # robots takes those of the others from the checkpoint.
+            robots = [] if config.use_peft else policy._robots_of_dataset()
+            keep = tuple(f"action_space.robots.{name}." for name in robots) or ("action_space.",)
+            drop = (*ablated, "action_space.")
+            report = load_weights(policy, weights, keep_ours=keep, drop_theirs=drop, strict=strict)
         else:
             report = load_weights(policy, weights, drop_theirs=ablated, strict=strict)
         if dataset_meta is not None or dataset_stats:
@@ -452,19 +553,25 @@ class InternVLAA1Policy(PreTrainedPolicy):
         from .publishing.model_card import DimStatistics, complete_facts, render_card
         from .publishing.upload import train_config_of
 
-        space = self.action_space
-        statistics = {
-            name: DimStatistics(*(tuple(space.get_buffer(f"{name}_{s}")[:dim].tolist()) for s in ("mean", "std")))
-            for name, dim in (("state", space.state_dim), ("action", space.action_dim))
-        }
+        # The card describes one robot's dims; of several, the one that the policy drives.
+        space = None if self.rows and self.robot is None else self._action_space_of(self.robot)
+        statistics = (
+            {
+                name: DimStatistics(*(tuple(space.get_buffer(f"{name}_{s}")[:dim].tolist()) for s in ("mean", "std")))
+                for name, dim in (("state", space.state_dim), ("action", space.action_dim))
+                if bool(space.statistics_are_set)
+            }
+            if space is not None
+            else {}
+        )
         facts = complete_facts(
             self.config,
             self.lineage,
             licence=license,
             train_config=None if cfg is None else train_config_of(cfg),
             steps=None if cfg is None else cfg.steps,
-            statistics=statistics if bool(space.statistics_are_set) else None,
-            action_is_relative=space.relative_mask,
+            statistics=statistics or None,
+            action_is_relative=() if space is None else space.relative_mask,
             is_adapter=self.config.use_peft,
         )
         return render_card(facts)
@@ -527,16 +634,67 @@ class InternVLAA1Policy(PreTrainedPolicy):
         state = batch[OBS_STATE]
         return state[:, self._now(state.shape[1])] if state.ndim == 3 else state
 
+    def act_as(self, robot: str) -> None:
+        """Drive another of the robots that the policy knows, from the next observation on; forgets the episode.
+
+        Raises:
+            InternVLAError: it does not know that robot, or knows it from videos only.
+        """
+        self.robot = choose_robot(self.rows, robot)
+        self.reset()
+
+    def _driven(self, batch: dict[str, Any]) -> Any:
+        """The action space of the robot at hand, for a batch of one robot (see ``_action_space_of``)."""
+        if self.rows and self.robot is None:
+            action, widest = self.config.action_feature, self.config.architecture.max_action_dim
+            known = action is not None and action.shape[0] < widest  # LeRobot puts an environment's dims there
+            self.robot = choose_robot(
+                self.rows,
+                None,
+                state_dim=self._state(batch).shape[-1],
+                action_dim=action.shape[0] if known and action is not None else None,
+            )
+            logger.info("This policy knows %s; state and action say that this is %s.", ", ".join(self.rows), self.robot)
+        return self._action_space_of(self.robot)
+
+    def _slots_of(self, batch: dict[str, Any]) -> dict[str, str]:
+        """The cameras that must be there: all, but for a robot that has fewer than the policy."""
+        if not self.rows or EMBODIMENT_INDEX in batch:
+            return self.camera_slots
+        self._driven(batch)
+        assert self.robot is not None
+        mine = self.rows[self.robot].embodiment.cameras
+        return {slot: key for slot, key in self.camera_slots.items() if slot in mine}
+
     def _cameras(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Frames by slot, [B, T, 3, height, width] or [B, 3, height, width], as they came."""
-        missing = [key for key in self.camera_slots.values() if key not in batch]
+        """Frames by slot, [B, T, 3, height, width] or [B, 3, height, width], as they came; black where a robot of a
+        policy of several has no camera."""
+        slots = self._slots_of(batch)
+        missing = [key for key in slots.values() if key not in batch]
         if missing:
             cameras = sorted(k for k in batch if k.startswith("observation.image") and not k.endswith("_is_pad"))
             raise InternVLAError(
                 f"Missing cameras: {', '.join(missing)}. The batch holds: {', '.join(cameras) or 'none'}. The policy "
                 f'expects {self.camera_slots}; rename with --rename_map=\'{{"<theirs>": "{missing[0]}"}}\'.'
             )
-        return {slot: batch[key] for slot, key in self.camera_slots.items()}
+        found = {slot: batch[key] for slot, key in slots.items()}
+        black = torch.zeros_like(next(iter(found.values()))) if len(found) < len(self.camera_slots) else None
+        return {slot: found.get(slot, cast(Tensor, black)) for slot in self.camera_slots}
+
+    def _camera_is_present(self, batch: dict[str, Any], batch_size: int, device: torch.device) -> Tensor:
+        """[B, V] bool."""
+        present = batch.get(CAMERA_IS_PRESENT)
+        if present is None:
+            slots = self._slots_of(batch)
+            row = torch.tensor([slot in slots for slot in self.camera_slots]).to(device, non_blocking=True)
+            present = row.expand(batch_size, -1)
+        return present
+
+    def _normalized_state(self, batch: dict[str, Any], device: torch.device) -> Tensor:
+        state = self._state(batch).to(device)
+        if EMBODIMENT_INDEX in batch:
+            return cast(ActionSpaces, self.action_space).normalize_state(state, batch[EMBODIMENT_INDEX])
+        return self._driven(batch).normalize_state(state)
 
     def _views(self, cameras: dict[str, Tensor]) -> Tensor:
         """[B, V, T, 3, height, width] in [0, 1], letterboxed to the model's view size."""
@@ -546,7 +704,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
     def _observation(self, batch: dict[str, Any], views: Tensor) -> Observation:
         """The model's input; ``views`` hold past and now, or now alone without foresight."""
         device = views.device
-        batch_size, n_views = views.shape[:2]
+        batch_size = views.shape[0]
         tasks = batch.get("task", "")
         tasks = [tasks] * batch_size if isinstance(tasks, str) else list(tasks)
         if len(tasks) != batch_size:
@@ -559,28 +717,33 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 f"policy.text_tokenizer={self.config.text_tokenizer!r} does not belong to variant "
                 f"{self.config.variant!r}."
             )
-        present = batch.get(CAMERA_IS_PRESENT)
-        if present is None:
-            present = torch.ones(batch_size, n_views, dtype=torch.bool, device=device)
         return Observation(
             images=views,
-            camera_is_present=present,
+            camera_is_present=self._camera_is_present(batch, batch_size, device),
             prompt_ids=prompt_ids.to(device, non_blocking=True),
             prompt_is_valid=prompt_is_valid.to(device, non_blocking=True),
-            state=self.action_space.normalize_state(self._state(batch).to(device)),
+            state=self._normalized_state(batch, device),
         )
 
     def _targets(self, batch: dict[str, Any], cameras: dict[str, Tensor], views: Tensor) -> Targets:
         config = self.config
         batch_size = views.shape[0]
-        dims = self.action_space.action_dim_is_valid
+        robot = batch.get(EMBODIMENT_INDEX)
+        if robot is None:
+            dims = self._driven(batch).action_dim_is_valid
+        else:
+            dims = cast(ActionSpaces, self.action_space).action_dim_is_valid(robot)[:, None]
         if ACTION in batch:
             actions = batch[ACTION]
             if actions.shape[1] != config.chunk_size:
                 raise InternVLAError(
                     f"The batch has chunks of {actions.shape[1]} actions, but chunk_size is {config.chunk_size}."
                 )
-            encoded = self.action_space.encode_actions(actions, self._state(batch))
+            if robot is None:
+                encoded = self._driven(batch).encode_actions(actions, self._state(batch))
+            else:
+                spaces = cast(ActionSpaces, self.action_space)
+                encoded = spaces.encode_actions(actions, self._state(batch), robot)
             padded = batch.get("action_is_pad")
             steps = torch.ones_like(actions[..., 0], dtype=torch.bool) if padded is None else ~padded
         else:  # action-free video: the foresight path alone is trained
@@ -595,10 +758,10 @@ class InternVLAA1Policy(PreTrainedPolicy):
             future_is_valid = torch.stack(
                 [torch.ones_like(steps[:, 0]) if pad is None else ~pad.to(views.device) for pad in pads], dim=1
             )
-            masks = [
-                self._content_mask(frames.shape[-2], frames.shape[-1]).to(views.device) for frames in cameras.values()
-            ]
-            content = torch.stack(masks)[None].expand(batch_size, -1, -1, -1)
+            content = batch.get(LATENT_IS_CONTENT)
+            if content is None:
+                masks = [self._content_mask(frames.shape[-2], frames.shape[-1]) for frames in cameras.values()]
+                content = torch.stack([mask.to(views.device) for mask in masks])[None].expand(batch_size, -1, -1, -1)
         return Targets(
             actions=encoded,
             action_is_valid=steps[:, :, None] & dims,
@@ -683,17 +846,39 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 time.to(views.device, non_blocking=True),
                 lambda_gen=config.lambda_gen if config.use_foresight else 0.0,
                 reference_loss=config.reference_loss,
+                across_ranks=self.training and torch.is_grad_enabled(),
             )
-        return (losses.total if reduction == "mean" else losses.total_per_sample), losses.as_floats()
+        scalars = losses.scalars()
+        if self.training and self._source_log is not None and SOURCE_INDEX in batch:
+            scalars |= self._source_log.update(losses, batch[SOURCE_INDEX])
+        return (losses.total if reduction == "mean" else losses.total_per_sample), read_floats(scalars)
 
     # ------------------------------------------------------------------ act
 
     def reset(self) -> None:
         """Forget queue and history; LeRobot calls it at the start of an episode."""
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
-        self._history: FrameHistory[dict[str, Tensor]] = FrameHistory(self.config.interval_frames)
+        self._history: FrameHistory[dict[str, Tensor]] | None = None
         self.last_predicted_latents = self._imagined_latents = None
         self._driver: int | None = None
+
+    def _history_ticks(self) -> int:
+        """Control ticks between past and now.
+
+        Raises:
+            InternVLAError: a robot whose datasets had several rates.
+        """
+        config = self.config
+        if not self.rows or config.fps is not None:
+            return config.interval_frames
+        assert self.robot is not None and config.foresight_interval_s is not None
+        fps = self.rows[self.robot].fps
+        if fps is None:
+            raise InternVLAError(
+                f"The datasets of robot {self.robot!r} have several frame rates, so the policy cannot know how many "
+                f"control ticks make {config.foresight_interval_s} s. Pass --policy.fps=<your control rate in Hz>."
+            )
+        return max(1, round(config.foresight_interval_s * fps))
 
     def _claim(self, batch_size: int) -> None:
         """Refuse a second caller between two resets: queue and history belong to one rollout.
@@ -747,7 +932,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             shape = (state.shape[0], self.config.chunk_size, architecture.max_action_dim)
             noise = self.config.noise_scale * torch.randn(shape, device=state.device, dtype=torch.float32)
         actions = self.model.sample_actions(prefill, noise, self.config.num_inference_steps)
-        return self.action_space.decode_actions(actions, state)
+        return self._driven(batch).decode_actions(actions, state)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -795,6 +980,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.eval()
         cameras = self._cameras(batch)
         self._claim(next(iter(cameras.values())).shape[0])
+        if self._history is None:
+            self._history = FrameHistory(self._history_ticks())
         queue, history = self._action_queue, self._history  # whatever another thread resets meanwhile
         if self.config.use_foresight:
             now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}

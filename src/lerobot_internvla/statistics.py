@@ -203,16 +203,23 @@ class Statistics:
 
 
 def statistics_from_lerobot_stats(
-    stats: Mapping[str, Mapping[str, Any]], *, source: str, state_key: str = OBS_STATE, action_key: str = ACTION
+    stats: Mapping[str, Mapping[str, Any]],
+    *,
+    source: str,
+    state_key: str | Sequence[str] = OBS_STATE,
+    action_key: str | Sequence[str] = ACTION,
 ) -> Statistics:
     """Absolute statistics from LeRobot's own dictionary (``dataset.meta.stats``, the ``dataset_stats`` argument).
+
+    Several keys are concatenated in the order given.
 
     Raises:
         InternVLAError: a feature or one of mean, std, min, max, count is missing.
     """
+    state_keys, action_keys = _as_keys(state_key), _as_keys(action_key)
     missing = [
         f"{key}/{name}"
-        for key in (state_key, action_key)
+        for key in (*state_keys, *action_keys)
         for name in ("mean", "std", "min", "max", "count")
         if name not in stats.get(key, {})
     ]
@@ -223,13 +230,17 @@ def statistics_from_lerobot_stats(
             "statistics_from_dataset, which reads the data itself."
         )
 
-    def feature(key: str) -> FeatureStatistics:
+    def feature(keys: tuple[str, ...]) -> FeatureStatistics:
         vectors = {
-            name: np.array(stats[key][name], dtype=np.float64).reshape(-1) for name in ("mean", "std", "min", "max")
+            name: np.concatenate([np.array(stats[key][name], dtype=np.float64).reshape(-1) for key in keys])
+            for name in ("mean", "std", "min", "max")
         }
-        return FeatureStatistics(**vectors, count=int(np.asarray(stats[key]["count"]).reshape(-1)[0]))
+        counts = {int(np.asarray(stats[key]["count"]).reshape(-1)[0]) for key in keys}
+        if len(counts) > 1:
+            raise InternVLAError(f"The statistics of {source} count {sorted(counts)} samples for {', '.join(keys)}.")
+        return FeatureStatistics(**vectors, count=counts.pop())
 
-    state, action = feature(state_key), feature(action_key)
+    state, action = feature(state_keys), feature(action_keys)
     content = json.dumps([_FORMAT, "lerobot stats", state.to_dict(), action.to_dict()])
     return Statistics(
         state=state,
@@ -242,6 +253,10 @@ def statistics_from_lerobot_stats(
     )
 
 
+def _as_keys(key: str | Sequence[str]) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
 @dataclass(frozen=True)
 class _Request:
     """Everything besides the data that decides the numbers."""
@@ -249,11 +264,19 @@ class _Request:
     representation: Representation
     relative_mask: tuple[bool, ...]
     chunk_size: int | None
-    state_key: str
-    action_key: str
-    state_dim: int
-    action_dim: int
+    state_dims: tuple[tuple[str, int], ...]
+    """(feature key, width), concatenated in this order."""
+    action_dims: tuple[tuple[str, int], ...]
     episodes: tuple[int, ...] | None
+    frame_stride: int
+
+    @property
+    def state_dim(self) -> int:
+        return sum(dim for _, dim in self.state_dims)
+
+    @property
+    def action_dim(self) -> int:
+        return sum(dim for _, dim in self.action_dims)
 
 
 def _stored_statistics(meta: DatasetMetadata, request: _Request) -> tuple[Statistics | None, list[str]]:
@@ -269,8 +292,8 @@ def _stored_statistics(meta: DatasetMetadata, request: _Request) -> tuple[Statis
         stored = statistics_from_lerobot_stats(
             meta.stats or {},
             source=f"{meta.repo_id} (meta/stats.json)",
-            state_key=request.state_key,
-            action_key=request.action_key,
+            state_key=[key for key, _ in request.state_dims],
+            action_key=[key for key, _ in request.action_dims],
         )
     except InternVLAError as error:
         return None, [str(error)]
@@ -298,8 +321,9 @@ def statistics_from_dataset(
     relative_mask: Sequence[bool] = (),
     chunk_size: int,
     episodes: Sequence[int] | None = None,
-    state_key: str = OBS_STATE,
-    action_key: str = ACTION,
+    state_key: str | Sequence[str] = OBS_STATE,
+    action_key: str | Sequence[str] = ACTION,
+    frame_stride: int = 1,
     cache: bool = True,
     progress: bool = True,
 ) -> Statistics:
@@ -316,6 +340,8 @@ def statistics_from_dataset(
         relative_mask: per action dim, True where actions are relative to the state; empty for absolute actions.
         chunk_size: steps per window, as the policy's ``chunk_size``. Absolute statistics do not depend on it.
         episodes: only these; None for all, as LeRobot's ``--dataset.episodes``.
+        state_key, action_key: feature keys; several are concatenated in the order given.
+        frame_stride: frames between two steps of a chunk, for a dataset that is used at a fraction of its frame rate.
         cache: keep the result under ``<HF_HOME>/lerobot_internvla/statistics``, named by a hash of the content of the
             columns and of the arguments, so that a copied dataset is recognised and an edited one is not. Concurrent
             processes wait for the first and read its result.
@@ -325,7 +351,16 @@ def statistics_from_dataset(
         InternVLAError: features missing or not vectors, mask and dims that do not fit, NaN in the data, data files
             that do not hold the frames that the metadata promises.
     """
-    request = _request(meta, representation, relative_mask, chunk_size, episodes, state_key, action_key)
+    request = _request(
+        meta,
+        representation,
+        relative_mask,
+        chunk_size,
+        episodes,
+        _as_keys(state_key),
+        _as_keys(action_key),
+        frame_stride,
+    )
     if representation == "absolute" and episodes is None:
         stored, doubts = _stored_statistics(meta, request)
         if stored is not None and not doubts:
@@ -357,12 +392,13 @@ def _request(
     relative_mask: Sequence[bool],
     chunk_size: int,
     episodes: Sequence[int] | None,
-    state_key: str,
-    action_key: str,
+    state_keys: tuple[str, ...],
+    action_keys: tuple[str, ...],
+    frame_stride: int,
 ) -> _Request:
     problems: list[str] = []
     dims: dict[str, int] = {}
-    for key in (state_key, action_key):
+    for key in (*state_keys, *action_keys):
         feature = meta.features.get(key)
         if feature is None:
             problems.append(f"it has no feature {key!r} (it has {', '.join(meta.features)})")
@@ -370,8 +406,9 @@ def _request(
             problems.append(f"feature {key!r} has shape {tuple(feature['shape'])}, expected a vector")
         else:
             dims[key] = int(feature["shape"][0])
-    if chunk_size < 1:
-        problems.append(f"chunk_size is {chunk_size}, expected at least 1")
+    for name, value in (("chunk_size", chunk_size), ("frame_stride", frame_stride)):
+        if value < 1:
+            problems.append(f"{name} is {value}, expected at least 1")
     if episodes is not None and len(episodes) == 0:
         problems.append("the list of episodes is empty")
     if representation not in ("absolute", "relative"):
@@ -381,23 +418,24 @@ def _request(
         problems.append("absolute statistics were asked for together with relative dims")
     if representation == "relative" and not any(mask):
         problems.append("relative statistics were asked for, but relative_mask names no relative dim")
-    if representation == "relative" and len(dims) == 2:
-        if len(mask) != dims[action_key]:
-            problems.append(f"relative_mask has {len(mask)} entries for {dims[action_key]} action dims")
-        if beyond := [dim for dim, relative in enumerate(mask) if relative and dim >= dims[state_key]]:
-            problems.append(f"action dims {beyond} are relative, but the state has only {dims[state_key]} dims")
+    whole = all(key in dims for key in (*state_keys, *action_keys))
+    if representation == "relative" and whole:
+        state_dim, action_dim = (sum(dims[key] for key in keys) for keys in (state_keys, action_keys))
+        if len(mask) != action_dim:
+            problems.append(f"relative_mask has {len(mask)} entries for {action_dim} action dims")
+        if beyond := [dim for dim, relative in enumerate(mask) if relative and dim >= state_dim]:
+            problems.append(f"action dims {beyond} are relative, but the state has only {state_dim} dims")
     if problems:
         raise InternVLAError(f"Cannot compute statistics of dataset {meta.repo_id!r}: " + "; ".join(problems) + ".")
     relative = representation == "relative"
     return _Request(
         representation=representation,
-        relative_mask=mask if relative else (False,) * dims[action_key],
+        relative_mask=mask if relative else (False,) * sum(dims[key] for key in action_keys),
         chunk_size=chunk_size if relative else None,
-        state_key=state_key,
-        action_key=action_key,
-        state_dim=dims[state_key],
-        action_dim=dims[action_key],
+        state_dims=tuple((key, dims[key]) for key in state_keys),
+        action_dims=tuple((key, dims[key]) for key in action_keys),
         episodes=None if episodes is None else tuple(sorted(set(episodes))),
+        frame_stride=frame_stride if relative else 1,  # absolute statistics count every frame once
     )
 
 
@@ -456,7 +494,7 @@ def _fingerprint(files: Sequence[Path], request: _Request) -> str:
     import pyarrow.parquet as pq
 
     digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(request)]).encode())
-    keys = (request.state_key, request.action_key, "episode_index")
+    keys = (*(key for key, _ in (*request.state_dims, *request.action_dims)), "episode_index")
     for path in files:
         metadata = pq.read_metadata(path)
         digest.update(f"{metadata.num_rows} rows".encode())
@@ -487,7 +525,12 @@ def _read_runs(files: Sequence[Path], request: _Request) -> Iterator[_Run]:
     """Stream the wanted columns; an episode that a read or a file cuts in two is held back until it is whole."""
     import pyarrow.parquet as pq
 
-    keys = [request.state_key, request.action_key, "episode_index"]
+    keys = [*dict.fromkeys(key for key, _ in (*request.state_dims, *request.action_dims)), "episode_index"]
+
+    def read(batch: Any, dims: tuple[tuple[str, int], ...]) -> Matrix:
+        parts = [_matrix(batch.column(key), dim, key) for key, dim in dims]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
     held: _Run | None = None
     for path in files:
         with pq.ParquetFile(path) as file:
@@ -495,8 +538,8 @@ def _read_runs(files: Sequence[Path], request: _Request) -> Iterator[_Run]:
                 if not batch.num_rows:
                     continue
                 run = _Run(
-                    states=_matrix(batch.column(request.state_key), request.state_dim, request.state_key),
-                    actions=_matrix(batch.column(request.action_key), request.action_dim, request.action_key),
+                    states=read(batch, request.state_dims),
+                    actions=read(batch, request.action_dims),
                     episode=batch.column("episode_index").to_numpy(zero_copy_only=False).astype(np.int64),
                 )
                 if held is not None:
@@ -557,7 +600,9 @@ def _compute(
             if request.chunk_size is None:
                 actions.append(FeatureStatistics.from_samples(run.actions))
             else:
-                actions.append(_relative_statistics(run, request.relative_mask, request.chunk_size))
+                actions.append(
+                    _relative_statistics(run, request.relative_mask, request.chunk_size, request.frame_stride)
+                )
             bar.update(len(run.episode))
     if wrong := [episode for episode in lengths if found.get(episode) != lengths[episode]]:
         raise InternVLAError(
@@ -598,8 +643,8 @@ class _Windows:
         )
 
 
-def _windows(actions: Matrix, frames_left: npt.NDArray[np.int64], width: int) -> _Windows:
-    """Windows of up to ``width`` steps, built by doubling: one of 50 is one of 2, then one of 16, then one of 32.
+def _windows(actions: Matrix, frames_left: npt.NDArray[np.int64], width: int, stride: int = 1) -> _Windows:
+    """Windows of up to ``width`` steps, ``stride`` frames apart, built by doubling: one of 50 is 2, then 16, then 32.
 
     O(N log width) work instead of O(N width); nothing is subtracted from a running sum, so no digits are lost.
     """
@@ -608,23 +653,25 @@ def _windows(actions: Matrix, frames_left: npt.NDArray[np.int64], width: int) ->
     steps, filled, windows = 1, 0, None
     while True:
         if width & steps:
-            windows = power if windows is None else windows.followed_by(power, filled, frames_left)
+            windows = power if windows is None else windows.followed_by(power, filled * stride, frames_left)
             filled += steps
         if windows is not None and filled == width:
             return windows
-        power = power.followed_by(power, steps, frames_left)
+        power = power.followed_by(power, steps * stride, frames_left)
         steps *= 2
 
 
-def _relative_statistics(run: _Run, relative_mask: Sequence[bool], chunk_size: int) -> FeatureStatistics:
-    """action[t + k] - mask * state[t], over every frame t and every step k inside t's episode.
+def _relative_statistics(
+    run: _Run, relative_mask: Sequence[bool], chunk_size: int, stride: int = 1
+) -> FeatureStatistics:
+    """action[t + k * stride] - mask * state[t], over every frame t and every step k inside t's episode.
 
     The state is constant within a window: it moves the window's mean, minimum and maximum, and not its spread.
     """
     mask = np.array(relative_mask)
     anchor = np.zeros_like(run.actions)
     anchor[:, mask] = run.states[:, : len(mask)][:, mask[: run.states.shape[1]]]
-    windows = _windows(run.actions, _frames_left(run.episode), chunk_size)
+    windows = _windows(run.actions, _frames_left(run.episode), chunk_size, stride)
     count = int(windows.count.sum())
     means = windows.mean - anchor
     mean = means[0] + (windows.count * (means - means[0])).sum(axis=0) / count

@@ -5,19 +5,36 @@ every process and tells the sampler so when it starts: a run resumed in its four
 the first once more. Here the sampler remembers where it was put, and takes accelerate's count from there.
 """
 
+import functools
 import sys
 from typing import Any
+
+
+class InOrder(list[int]):
+    """Starts of episodes whose positions LeRobot's sampler shall count through instead of shuffling them: the dataset
+    has its own order (mixture_dataset.py)."""
+
 
 OFFSET, RESUMED_AT = "_internvla_epoch_offset", "_internvla_resumed_at"
 
 
 def install() -> None:
-    """Wrap two methods of LeRobot's sampler, once, if LeRobot's training is what imported us."""
+    """Wrap three methods of LeRobot's sampler, once, if LeRobot's training is what imported us."""
     module = sys.modules.get("lerobot.datasets.sampler")
     sampler_class: Any = getattr(module, "EpisodeAwareSampler", None)
     if sampler_class is None or hasattr(sampler_class, OFFSET):
         return
-    stock_load, stock_set = sampler_class.load_state_dict, sampler_class.set_epoch
+    stock_init, stock_load, stock_set = (
+        sampler_class.__init__,
+        sampler_class.load_state_dict,
+        sampler_class.set_epoch,
+    )
+
+    @functools.wraps(stock_init)
+    def init(self: Any, dataset_from_indices: Any, *args: Any, **kwargs: Any) -> None:
+        stock_init(self, dataset_from_indices, *args, **kwargs)
+        if isinstance(dataset_from_indices, InOrder):
+            self.shuffle = False
 
     def load_state_dict(self: Any, state: dict[str, int]) -> None:
         stock_load(self, state)
@@ -32,4 +49,4 @@ def install() -> None:
         stock_set(self, epoch + getattr(self, OFFSET))
 
     setattr(sampler_class, OFFSET, 0)
-    sampler_class.load_state_dict, sampler_class.set_epoch = load_state_dict, set_epoch
+    sampler_class.__init__, sampler_class.load_state_dict, sampler_class.set_epoch = init, load_state_dict, set_epoch

@@ -50,15 +50,14 @@ class FrameCachingReader(SparseVideoReader):
 
     def _keep_episode(self, ep_idx: int, cameras: list[str]) -> None:
         """Decode and keep all frames of an episode, where they fit and are not depth."""
-        episodes: Any = self._meta.episodes  # LeRobot loads it before the first item
-        features: dict[str, Any] = self._meta.features
-        length = int(episodes[ep_idx]["length"])
+        meta: Any = self._meta
+        length = int(meta.episodes[ep_idx]["length"])
         room = self.limit_bytes - self.cached_bytes
         fitting: list[str] = []
         for camera in cameras:
             if (ep_idx, camera) in self.frames or camera in self._meta.depth_keys:
                 continue
-            size = length * math.prod(features[camera]["shape"]) * (1 if self._return_uint8 else 4)
+            size = length * math.prod(meta.features[camera]["shape"]) * (1 if self._return_uint8 else 4)
             if size > room:
                 self._warn()
                 continue

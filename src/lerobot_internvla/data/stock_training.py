@@ -3,6 +3,7 @@
 LeRobot has no hook for either, so two of its functions are wrapped, once, when a command that trains imports the
 plugin. Both call the original, and return what it returned for every policy but ``internvla_a1``. For ours:
 
+- ``--dataset.root=<file>.yaml`` names a mixture of datasets (mixture_file.py), read as one;
 - the reader decodes sparse moments without the video between them (video_reader.py);
 - ``--policy.cache_frames_gb=<limit>`` keeps decoded episodes in memory (frame_cache.py).
 
@@ -15,9 +16,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.errors import InternVLAError
 
 from . import exact_resume
 from .frame_cache import cache_frames
+from .stock_mixture import is_mixture, open_mixture
 from .video_reader import read_sparsely
 
 
@@ -43,8 +46,14 @@ def _wrap_make_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
     def make_dataset(cfg: Any) -> Any:
         policy = _ours(cfg)
         if policy is None:
+            if is_mixture(cfg):
+                raise InternVLAError(
+                    f"--dataset.root={cfg.dataset.root} is a mixture of datasets, which only policy.type=internvla_a1 "
+                    "can be trained on. Pass the folder of one dataset, or train that policy."
+                )
             return original(cfg)
-        # A mixture file goes to the mixture here, before LeRobot looks for a dataset of that name.
+        if is_mixture(cfg):
+            return open_mixture(cfg, policy)
         return _read_well(original(cfg), policy.cache_frames_gb)
 
     return make_dataset

@@ -20,8 +20,8 @@ from torch import Tensor
 
 SPAN_BACKENDS = ("pyav", "video_reader")
 """Backends that decode everything between two moments; the second is LeRobot's old name for the first."""
-START_FRAMES = 10
-"""What opening a file and seeking costs, in decoded frames (measured: docs/performance.md)."""
+START_FRAMES = 4
+"""What opening a file and seeking costs, in decoded frames: 2 to 5 at common picture sizes (docs/performance.md)."""
 PROBED_PACKETS = 256
 """Packets in which keyframes are counted, undecoded: more than a file without further keyframes is worth."""
 
@@ -56,6 +56,14 @@ class SparseVideoReader(DatasetReader):
 
     keyframe_distances: dict[str, float]
     """In frames, by camera, from the first of its files that is read. They decide about time, never about frames."""
+    cameras: frozenset[str] | None
+    """The only cameras that are decoded; None for all. Samples lack the others."""
+
+    def _get_query_timestamps(
+        self, current_ts: float, query_indices: dict[str, list[int]] | None = None
+    ) -> dict[str, list[float]]:
+        wanted = super()._get_query_timestamps(current_ts, query_indices)
+        return {key: moments for key, moments in wanted.items() if self.cameras is None or key in self.cameras}
 
     def _query_videos(self, query_timestamps: dict[str, list[float]], ep_idx: int) -> dict[str, Tensor]:
         """Frames of one episode.
@@ -101,17 +109,23 @@ class SparseVideoReader(DatasetReader):
             video = self.root / self._meta.get_video_file_path(ep_idx, camera)
             self.keyframe_distances[camera] = frames_per_keyframe(video)
         # On average, half of the frames between two keyframes come before the moment that is wanted.
-        frames_of_a_start = START_FRAMES + self.keyframe_distances[camera] / 2
-        return split_into_parts(timestamps, frames_of_a_start / self._meta.fps)
+        longest_gap = int(START_FRAMES + self.keyframe_distances[camera] / 2)
+        return split_into_parts(
+            timestamps, (longest_gap + 0.5) / self._meta.fps
+        )  # half a frame: timestamps are rounded
 
 
-def read_sparsely(dataset: Any) -> None:
+def read_sparsely(dataset: Any, cameras: frozenset[str] | None = None) -> None:
     """Let ``dataset`` (a LeRobotDataset) decode no frame that nobody asked for; a dataset that streams stays as it is.
 
     Frames, errors and everything else of the dataset stay the same. Asking twice changes nothing.
+
+    Args:
+        cameras: videos that are decoded; samples lack the others. None: all of them, as LeRobot does.
     """
     reader = getattr(dataset, "reader", None)
     if isinstance(reader, DatasetReader) and not isinstance(reader, SparseVideoReader):
         reader.__class__ = SparseVideoReader  # LeRobot gives no say in which class it builds
         assert isinstance(reader, SparseVideoReader)
         reader.keyframe_distances = {}
+        reader.cameras = cameras

@@ -288,11 +288,18 @@ class InternVLAA1(nn.Module):
         *,
         lambda_gen: float,
         reference_loss: bool = False,
+        across_ranks: bool = False,
     ) -> LossBreakdown:
         """Training pass and losses; see ``losses.compute_losses``."""
         prediction = self.predict(observation, targets, noise, time)
-        present = observation.camera_is_present
-        return compute_losses(prediction, targets, present, lambda_gen=lambda_gen, reference=reference_loss)
+        return compute_losses(
+            prediction,
+            targets,
+            observation.camera_is_present,
+            lambda_gen=lambda_gen,
+            reference=reference_loss,
+            across_ranks=across_ranks,
+        )
 
     forward = compute_loss
 
