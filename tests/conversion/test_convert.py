@@ -70,27 +70,6 @@ def test_it_goes_back_bit_for_bit(converted: Path, released: Path, tmp_path: Pat
         assert (tmp_path / "back" / name).read_bytes() == (released / name).read_bytes(), name
 
 
-def test_lerobot_evaluates_it(converted: Path):
-    """As lerobot-eval does: config from the path, processors and policy from LeRobot's factory, an observation in."""
-    from lerobot.configs import PreTrainedConfig
-    from lerobot.envs.configs import AlohaEnv
-    from lerobot.policies.factory import make_policy, make_pre_post_processors
-
-    config = PreTrainedConfig.from_pretrained(converted, cli_overrides=["--device=cpu", "--n_action_steps=2"])
-    config.pretrained_path = converted
-    policy = make_policy(
-        config, env_cfg=AlohaEnv(), rename_map={"observation.images.top": "observation.images.cam_high"}
-    )
-    before, after = make_pre_post_processors(config, pretrained_path=str(converted))
-    state = torch.ones(14)
-    cameras = {key: torch.rand(3, 48, 64) for key in config.image_features}
-    actions = []
-    for _ in range(3):
-        batch = before({**cameras, "observation.state": state, "task": "pick up the pen"})
-        actions.append(after(policy.select_action(batch)))
-    assert all(action.shape == (1, 14) and bool(action.isfinite().all()) for action in actions)
-
-
 def test_provenance_and_card(converted: Path, released: Path):
     import hashlib
 

@@ -203,7 +203,7 @@ def test_the_command_says_what_is_wrong_in_one_line_and_ends_with_2(source: Path
     assert main([str(source), str(source.parent / "policy"), "--camera", "head"]) == 2
     assert "expected SLOT=KEY" in capsys.readouterr().err
     assert main([str(source), str(source.parent / "policy"), "--export-reference", "--verify"]) == 2
-    assert "--verify has no meaning" in capsys.readouterr().err
+    assert "--verify: no meaning with --export-reference" in capsys.readouterr().err
 
 
 def test_no_statistics_is_an_error_and_not_a_default(source: Path, words: Path):
@@ -350,6 +350,34 @@ def test_verification_fails_when_the_folder_says_something_else(
 
     monkeypatch.setattr(convert_module, "copy_tensors", spoil)
     refused(source, words, "Verification failed", verify=True)
+
+
+def test_a_folder_of_before_is_verified_as_it_is(source: Path, words: Path, capsys: pytest.CaptureFixture[str]):
+    """Nothing is converted again, and tensors that no action depends on are compared as well."""
+    destination = source.parent / "policy"
+    flags = [str(source), str(destination)]
+    choices = ["--text-tokenizer", str(words), "--actions", "relative", "--absolute-dims", "0"]
+    assert main([*flags, *choices]) == 0
+    before = {file: file.stat().st_mtime_ns for file in destination.rglob("*")}
+    capsys.readouterr()
+    assert main([*flags, "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "verified in bfloat16" in said and "tensors are the same, bit for bit" in said and "nothing was written" in said
+    )
+    assert main([*flags, "--verify", *choices[:4]]) == 2
+    said = capsys.readouterr().err
+    assert "--actions, --text-tokenizer: no meaning" in said and "--overwrite converts it" in said
+    assert before == {file: file.stat().st_mtime_ns for file in destination.rglob("*")}
+
+    unused = "model.vision_language.vision_tower.deepstack_merger_list.1.norm.bias"
+    change_weights(destination, lambda weights: weights[unused].add_(1))
+    assert main([*flags, "--verify"]) == 2
+    said = capsys.readouterr().err
+    assert " tensors are not those of the source" in said and unused.removeprefix("model.") in said
+    (destination / "provenance.json").unlink()
+    assert main([*flags, "--verify"]) == 2
+    assert "exists. Pass --overwrite to replace it" in capsys.readouterr().err
 
 
 def test_verification_looks_at_the_statistics_too(source: Path, words: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,23 +9,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lerobot_internvla.checkpoints.tensor_stream import DTYPES
 from lerobot_internvla.errors import InternVLAError
 
 logger = logging.getLogger(__name__)
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""safetensors' names of the types that a checkpoint may meet; others are shown by safetensors' own name."""
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """A parameter may be stored in any of these and is cast. A buffer (statistics, counters) must be exactly what it is."""
 

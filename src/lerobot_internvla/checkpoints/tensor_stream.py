@@ -23,11 +23,12 @@ from lerobot_internvla.errors import InternVLAError
 CHUNK_BYTES = 16 * 2**20
 _MAX_HEADER_BYTES = 100 * 2**20
 """The limit of the safetensors library itself."""
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+"""safetensors' names of the types that a checkpoint may meet."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Progress = Callable[[int], object]
 """Called with the number of bytes that were just done."""
@@ -65,7 +66,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if name != "__metadata__":
                 start, end = (begin + offset for offset in entry["data_offsets"])
                 shape = tuple(entry["shape"])
-                if not begin <= start <= end <= size or end - start != prod(shape) * _DTYPES[entry["dtype"]].itemsize:
+                if not begin <= start <= end <= size or end - start != prod(shape) * DTYPES[entry["dtype"]].itemsize:
                     raise ValueError(f"the bytes of {name} are not all there")
                 entries[name] = StoredTensor(entry["dtype"], shape, start, end)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
@@ -108,7 +109,7 @@ def copy_tensors(
     }
     entries |= {name: (_NAMES[t.dtype], tuple(t.shape), t.numel() * t.element_size()) for name, t in added.items()}
     # Widest elements first, as the library writes them: every tensor then starts at a multiple of its element size.
-    order = sorted(entries, key=lambda name: (-_DTYPES[entries[name][0]].itemsize, name))
+    order = sorted(entries, key=lambda name: (-DTYPES[entries[name][0]].itemsize, name))
     places: dict[str, int] = {}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_internvla.action_space import relative_mask_for
@@ -35,7 +35,7 @@ from lerobot_internvla.checkpoints.fetching import Fetched, fetch
 from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
 from lerobot_internvla.checkpoints.tensor_stream import Progress, copy_tensors, read_header
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
-from lerobot_internvla.conversion.provenance import PROVENANCE, write_provenance
+from lerobot_internvla.conversion.provenance import PROVENANCE, read_provenance, write_provenance
 from lerobot_internvla.conversion.reference_layout import (
     CONFIG,
     WEIGHTS,
@@ -218,6 +218,39 @@ def convert(
         if verify:
             verification = verify_conversion(folder, reference, robot)
     return Conversion(destination, config, robot, fetched, notes, verification)
+
+
+def verify_converted(source: str | Path, folder: Path, *, revision: str | None = None) -> Verification:
+    """Verify a folder that was converted before, without writing anything.
+
+    Args:
+        source: as for ``convert``.
+        folder: what ``convert`` made of it. Its provenance.json and config.json say for which robot.
+        revision: of the Hub repository.
+
+    Raises:
+        InternVLAError: not a converted folder, or it does not hold what the source does.
+    """
+    record = read_provenance(folder)
+    if record is None:
+        raise InternVLAError(f"{str(folder)!r} has no {PROVENANCE}: internvla-convert did not make it.")
+    config: Any = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
+    is_relative = relative_mask_for(
+        config.action_feature_names, config.state_feature_names, absolute_indices=config.absolute_joint_indices
+    )
+    without_statistics = record["statistics"] is None
+    fetched = fetch(source, (WEIGHTS, CONFIG, STATISTICS, TRAIN_CONFIG), what="checkpoint", revision=revision)
+    reference = read_reference(fetched.folder)
+    robot = _robot(
+        folder,
+        None if without_statistics else folder / REFERENCE_FOLDER / STATISTICS,
+        without_statistics=without_statistics,
+        embodiment=record["embodiment"],
+        statistics_key=record["statistics_key"],
+        actions=config.action_representation,
+        absolute_dims=tuple(dim for dim, relative in enumerate(is_relative) if not relative),
+    )
+    return verify_conversion(folder, reference, robot)
 
 
 def _version() -> str:
@@ -449,4 +482,4 @@ def _text_tokenizer(architecture: Architecture, source: str | Path | None) -> tu
     return tokenizer, fetched.record([f for f in TEXT_TOKENIZER_FILES if (fetched.folder / f).is_file()])
 
 
-__all__ = ["PROVENANCE", "Conversion", "architecture_overrides", "convert", "policy_config"]
+__all__ = ["PROVENANCE", "Conversion", "architecture_overrides", "convert", "policy_config", "verify_converted"]

@@ -5,6 +5,8 @@ side knows nothing of the folder's weights, configuration or statistics: the mod
 state and actions are normalised with the numbers of stats.json. Both compute in the precision in which the weights are
 stored, one after the other, so that one copy of the model is in memory at a time.
 
+Then the tensors themselves, bit for bit: some of them (deepstack, the 2B's lm_head) no action depends on.
+
 Both sides share the model's code. That this code computes what the reference computes is another question, answered by
 the golden tensors (``internvla-parity``).
 """
@@ -22,7 +24,9 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_internvla.action_space import mean_std_normalize, mean_std_unnormalize
-from lerobot_internvla.conversion.reference_layout import ReferenceCheckpoint
+from lerobot_internvla.checkpoints.tensor_stream import DTYPES, read_header
+from lerobot_internvla.conversion.key_table import collapse_indices
+from lerobot_internvla.conversion.reference_layout import WEIGHTS, ReferenceCheckpoint
 from lerobot_internvla.conversion.released_statistics import Robot
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.image_tokenizer.cosmos import CosmosImageTokenizer
@@ -32,6 +36,10 @@ from lerobot_internvla.model.internvla_a1 import InternVLAA1
 TASK = "pick up the pen and place it in the box"
 _TOLERANCE = 1e-6
 """Of the largest action, in robot units: the same code with the same numbers."""
+_ADVICE = (
+    "A new folder is not kept; one that was here before belongs to another source, or was changed or damaged: convert "
+    "again. If that fails too, it is a defect of the converter: please report it with the source's name and revision."
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +49,19 @@ class Verification:
     largest_difference: float
     """Over all actions of one chunk, divided by the largest action."""
     precision: str
+    tensors: int
+    """Compared bit for bit."""
 
     def __str__(self) -> str:
         return (
             f"verified in {self.precision}: actions of the converted policy and of the source weights differ by "
-            f"{self.largest_difference:.1e} of the largest"
+            f"{self.largest_difference:.1e} of the largest; {self.tensors} tensors are the same, bit for bit"
         )
 
 
 @torch.no_grad()
 def verify_conversion(folder: Path, reference: ReferenceCheckpoint, robot: Robot) -> Verification:
-    """Compare one chunk of actions.
+    """Compare one chunk of actions, and every tensor of the policy.
 
     Args:
         folder: the converted policy.
@@ -127,10 +137,33 @@ def verify_conversion(folder: Path, reference: ReferenceCheckpoint, robot: Robot
     if not difference <= _TOLERANCE:
         raise InternVLAError(
             f"Verification failed: actions of the converted policy differ from those of the source weights by "
-            f"{difference:.1e} of the largest action, in {precision}. The result was not kept. This is a defect of the "
-            "converter or of the file: please report it with the source's name and revision."
+            f"{difference:.1e} of the largest action, in {precision}. {_ADVICE}"
         )
-    return Verification(difference, precision)
+    del model
+    _compare_tensors(folder, reference)
+    return Verification(difference, precision, len(reference.policy_state))
+
+
+def _compare_tensors(folder: Path, reference: ReferenceCheckpoint) -> None:
+    stored = read_header(folder / WEIGHTS)
+    different: list[str] = []
+    with (folder / WEIGHTS).open(
+        "rb"
+    ) as file:  # one tensor at a time: a second mapped file would be resident as a whole
+        for name, theirs in reference.policy_state.items():
+            entry = stored[f"model.{name}"]
+            buffer = bytearray(entry.bytes)
+            file.seek(entry.start)
+            file.readinto(buffer)
+            ours = torch.frombuffer(buffer, dtype=torch.uint8)
+            if DTYPES[entry.dtype] != theirs.dtype or not torch.equal(ours, theirs.flatten().view(torch.uint8)):
+                different.append(name)
+    if different:
+        listed = "\n  ".join(collapse_indices(different))
+        raise InternVLAError(
+            f"Verification failed: {len(different)} of {len(reference.policy_state)} tensors are not those of the "
+            f"source. {_ADVICE}\n  {listed}"
+        )
 
 
 def _tensor(values: Any) -> Tensor:

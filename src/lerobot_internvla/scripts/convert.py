@@ -1,7 +1,8 @@
 """Convert a checkpoint of the reference implementation for LeRobot, or a LeRobot one back.
 
     internvla-convert SOURCE DEST                          a folder, or a Hub id
-    internvla-convert SOURCE DEST --revision v2 --verify   reload the result and compare it with the source
+    internvla-convert SOURCE DEST --revision v2 --verify   reload the result and compare it with the source; if DEST
+                                                           was converted before, only that
     internvla-convert FOLDER DEST --export-reference       from our layout to the reference's
 
 SOURCE holds model.safetensors, config.json (type qwena1 or interna1), stats.json and perhaps train_config.json. DEST
@@ -27,7 +28,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("destination", metavar="DEST", type=Path, help="folder to make")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--overwrite", action="store_true", help="replace DEST, once the new folder is whole")
-    parser.add_argument("--verify", action="store_true", help="reload and compare actions with the source weights")
+    parser.add_argument(
+        "--verify", action="store_true", help="reload and compare with the source weights; a DEST of before as it is"
+    )
     parser.add_argument("--export-reference", action="store_true", help="SOURCE is ours: write the reference's layout")
 
     robot = parser.add_argument_group("the robot (default: what stats.json and train_config.json say for certain)")
@@ -67,17 +70,26 @@ def _cameras(pairs: Sequence[str] | None) -> dict[str, str] | None:
     return {slot: key for slot, _, key in split}
 
 
+_CHOICES = (
+    *("statistics", "stats_key", "without_statistics", "actions", "absolute_dims", "camera"),
+    *("text_tokenizer", "image_tokenizer", "licence"),
+)
+"""Flags that decide what a conversion becomes, but for --embodiment."""
+
+
+def _refuse(arguments: argparse.Namespace, flags: Sequence[str], reason: str) -> None:
+    """Nothing that was typed is ignored."""
+    given = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(arguments, flag) not in (None, False)]
+    if given:
+        raise InternVLAError(f"{', '.join(given)}: no meaning {reason}")
+
+
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.export_reference:
         from lerobot_internvla.conversion.export import export_reference
 
-        robot = ("statistics", "stats_key", "without_statistics", "actions", "absolute_dims", "camera")
-        others = ("revision", "verify", "text_tokenizer", "image_tokenizer", "licence")
-        unused = [flag for flag in (*robot, *others) if getattr(arguments, flag)]
-        if unused:
-            raise InternVLAError(
-                f"--{unused[0].replace('_', '-')} has no meaning with --export-reference: everything is in SOURCE."
-            )
+        unused = (*_CHOICES, "revision", "verify")
+        _refuse(arguments, unused, "with --export-reference, because everything is in SOURCE.")
         for line in export_reference(
             Path(arguments.source),
             arguments.destination,
@@ -88,7 +100,15 @@ def _run(arguments: argparse.Namespace) -> None:
             print(line)
         return
 
-    from lerobot_internvla.conversion.convert import convert
+    from lerobot_internvla.conversion.convert import PROVENANCE, convert, verify_converted
+
+    destination: Path = arguments.destination.expanduser()
+    if arguments.verify and not arguments.overwrite and (destination / PROVENANCE).is_file():
+        reason = f"for {str(destination)!r}, which was converted before and is only verified. --overwrite converts it."
+        _refuse(arguments, (*_CHOICES, "embodiment"), reason)
+        print(verify_converted(arguments.source, destination, revision=arguments.revision))
+        print(f"nothing was written: {destination} was converted before (--overwrite converts it again)")
+        return
 
     optional: dict[str, Any] = {} if arguments.licence is None else {"licence": arguments.licence}
     done = convert(
