@@ -302,7 +302,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             spaces = {name: self._action_space_of(name) for name in self._robots_of_dataset()}
             for name, statistics in mixture_statistics(self.mixture, spaces, config.chunk_size).items():
                 spaces[name].set_statistics(statistics)
-            self.lineage = dataclasses.replace(self.lineage, statistics=str(dataset_meta.repo_id))
+            self.lineage = dataclasses.replace(self.lineage, statistics=getattr(dataset_meta, "repo_id", None))
             return True
         space = self._action_space_of(config.embodiment)
         if dataset_meta is not None:

@@ -54,15 +54,15 @@ class SourceLog:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(batch)
         fading = 0.5 ** (1 / HALF_LIFE)
-        self._sums = batch if self._sums is None else fading * self._sums.to(batch.device) + batch
+        sums = self._sums = batch if self._sums is None else fading * self._sums.to(batch.device) + batch
         drawn = batch[4].double()
-        self._samples = drawn if self._samples is None else self._samples.to(drawn.device) + drawn
-        share = self._samples / self._samples.sum()
+        samples = self._samples = drawn if self._samples is None else self._samples.to(drawn.device) + drawn
+        share = samples / samples.sum()
         self._weights = self._weights.to(share.device)
         distance = {"share_distance": (share - self._weights).abs().sum() / 2}
         if len(self.names) > MOST_SOURCES:
             return distance
-        action, foresight = self._sums[0] / self._sums[1], self._sums[2] / self._sums[3]  # 0 / 0 is nan, on purpose
+        action, foresight = sums[0] / sums[1], sums[2] / sums[3]  # 0 / 0 is nan, on purpose
         each = {"loss_action": action, "loss_foresight": foresight, "share": share}
         return distance | {
             f"{what}/{name}": values[index]

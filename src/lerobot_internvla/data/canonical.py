@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from lerobot_internvla.batch_keys import CAMERA_IS_PRESENT, EMBODIMENT_INDEX, LATENT_IS_CONTENT, SOURCE_INDEX

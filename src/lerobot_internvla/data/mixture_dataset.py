@@ -11,11 +11,11 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingTypeStubs]
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -151,7 +151,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         index = self._absolute_index(source, frame)
         dataset = self._dataset(source)
         mapping = dataset.absolute_to_relative_idx
-        item = dataset[index if mapping is None else mapping[index]]
+        item = cast(Any, dataset)[index if mapping is None else mapping[index]]  # its own types are partly unknown
         robot = self._embodiment_index[source.embodiment.name]
         return canonical_sample(item, source, robot, self.shape, self.settings.image_transforms)
 
@@ -195,14 +195,13 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         settings = self.settings
         # Only what this rank reads is fetched from the Hub. A local folder is there anyway, and memory-mapped.
         episodes = self._episodes_of_rank(source) if source.from_hub else None
-        backend = {} if settings.video_backend is None else {"video_backend": settings.video_backend}
         dataset = LeRobotDataset(
             **source.lerobot_arguments,
             episodes=episodes,
             delta_timestamps=delta_timestamps(source, self.shape),
             tolerance_s=settings.tolerance_s,
             return_uint8=True,
-            **backend,
+            video_backend=settings.video_backend,
         )
         read_sparsely(dataset, cameras=frozenset(source.features.cameras.values()))
         if settings.cache_frames_gb > 0:

@@ -10,6 +10,7 @@ Quantiles are not used: a mean and a standard deviation merge exactly, quantiles
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata  # pyright: ignore[reportMissingTypeStubs]
 
@@ -53,7 +54,7 @@ def mixture_statistics(mixture: Mixture, spaces: Mapping[str, ActionSpace], chun
 
 def source_statistics(source: Source, space: ActionSpace, chunk_size: int) -> Statistics:
     """Statistics of one source; cached."""
-    meta = LeRobotDatasetMetadata(**source.lerobot_arguments)
+    meta: Any = LeRobotDatasetMetadata(**source.lerobot_arguments)  # its own types are partly wrong
     everything = source.num_episodes == meta.total_episodes
     return statistics_from_dataset(
         meta,

@@ -43,7 +43,7 @@ def open_mixture(cfg: Any, policy: InternVLAA1Config) -> MixtureDataset:
     policy.mixture_fingerprint = mixture.fingerprint
     image_transforms = None
     if cfg.dataset.image_transforms.enable:
-        from lerobot.transforms import ImageTransforms
+        from lerobot.transforms import ImageTransforms  # pyright: ignore[reportMissingTypeStubs]
 
         image_transforms = ImageTransforms(cfg.dataset.image_transforms)
     dataset = MixtureDataset(

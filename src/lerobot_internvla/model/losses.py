@@ -91,7 +91,7 @@ def _means_across_ranks(terms: list[LossTerm]) -> list[Tensor]:
     every rank takes part at every step, whatever its batch holds.
     """
     totals = torch.stack([term.counts.sum() for term in terms])
-    torch.distributed.all_reduce(totals)
+    torch.distributed.all_reduce(totals)  # pyright: ignore[reportUnknownMemberType]  # torch types its group loosely
     world = torch.distributed.get_world_size()
     return [world * term.sums.sum() / total.clamp(min=1) for term, total in zip(terms, totals, strict=True)]
 
