@@ -39,6 +39,7 @@ UNITS: dict[str, str] = {
     "rad": "radians",
     "deg": "degrees",
     "m": "metres",
+    "mm": "millimetres",
     "rad/s": "radians per second",
     "deg/s": "degrees per second",
     "m/s": "metres per second",
@@ -340,7 +341,7 @@ def _build(data: Mapping[str, Any]) -> Embodiment:
         action=parts("action"),
         cameras={slot: tuple(names) for slot, names in data["cameras"].items()},
         gripper=data["gripper"],
-        fps=data["fps"],
+        fps=None if data["fps"] is None else float(data["fps"]),
         source=data["source"],
         names_are_checked=data.get("names_are_checked", True),
     )
