@@ -133,8 +133,8 @@ def why_not(backend: str) -> str | None:
     try:
         importlib.import_module(backend)
     except (ImportError, OSError, RuntimeError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"{backend} cannot be loaded: {lines[0]}" if lines else f"{backend} cannot be loaded"
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return f"{backend} cannot be loaded: {first.rstrip('.')}"
     return None
 
 
