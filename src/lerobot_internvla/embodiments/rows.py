@@ -111,11 +111,16 @@ def choose_robot(
         if state_dim in (None, robot.state_dim) and action_dim in (None, robot.action_dim)
     ]
     if len(fitting) != 1:
-        robot = f"state {'?' if state_dim is None else state_dim}, action {'?' if action_dim is None else action_dim}"
+        dims = f"state {'?' if state_dim is None else state_dim}, action {'?' if action_dim is None else action_dim}"
+        if not fitting:
+            raise InternVLAError(
+                f"None of the robots that this policy knows has the dims of the one at hand ({dims}). It knows: {listed}. "
+                "Use one of these, or fine-tune on a dataset of yours with --policy.embodiment=<a new name>."
+            )
         raise InternVLAError(
-            f"{'None' if not fitting else 'Several'} of the robots that this policy knows fit the one at hand "
-            f"({robot}){': ' + ', '.join(fitting) if fitting else ''}. It knows: {listed}. Each has its own joints and "
-            f"statistics, so say which one it is: --policy.embodiment={(fitting or list(acting))[0]}."
+            f"Several of the robots that this policy knows have the dims of the one at hand ({dims}): "
+            f"{', '.join(fitting)}. Each has its own joints and statistics, so say which one it is: "
+            f"--policy.embodiment={fitting[0]}. It knows: {listed}."
         )
     return fitting[0]
 
