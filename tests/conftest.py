@@ -88,3 +88,11 @@ def golden_model(request: pytest.FixtureRequest, goldens: Path, tmp_path_factory
     from golden_models import complete_folder
 
     return complete_folder(goldens / request.param, tmp_path_factory.mktemp("golden") / request.param)
+
+
+@pytest.fixture(scope="session")
+def mixture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four datasets of three robots, recorded once per worker, and the file that mixes them; not to be changed."""
+    from lerobot_internvla.testing import tiny_mixture
+
+    return tiny_mixture(tmp_path_factory.mktemp("mixture") / "files")

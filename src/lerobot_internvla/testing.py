@@ -5,6 +5,7 @@
     loss, metrics = policy.forward(tiny_batch(config))
     action = policy.select_action(tiny_batch(config, moment="tick"))
     dataset = tiny_dataset("/tmp/reach", cameras={"top": (48, 64)}, fps=30)
+    mixture = load_mixture(tiny_mixture("/tmp/mixture"))  # four datasets of three robots
 
 Nothing here is a mock: the policy is the "tiny" variant (the code path of "3b"), and the dataset is a LeRobotDataset v3
 that ``lerobot-train`` reads. Everything is a pure function of its arguments.
@@ -19,6 +20,7 @@ import av.logging
 import datasets
 import numpy as np
 import torch
+import yaml
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -26,6 +28,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from numpy.typing import NDArray
 
 from .configuration_internvla_a1 import InternVLAA1Config
+from .embodiments.spec import Dim, Embodiment, Part
 from .errors import InternVLAError
 from .model.architecture import CAMERA_SLOTS
 from .modeling_internvla_a1 import InternVLAA1Policy
@@ -262,6 +265,89 @@ def tiny_dataset(
             dataset.save_episode()
         dataset.finalize()
     return LeRobotDataset(repo_id, root=root, video_backend="pyav")
+
+
+TINY_MIXTURE = """\
+foresight_interval_s: 0.5
+sources:
+  arm: {root: arm, embodiment: tiny_arm.yaml, weight: 0.4}
+  slider: {root: slider, embodiment: tiny_slider.yaml, weight: 0.3}
+  fast_slider: {root: fast_slider, embodiment: tiny_slider.yaml, weight: 0.1, fps: 10}
+  people: {root: people, embodiment: tiny_people.yaml, weight: 0.2, supervision: foresight}
+"""
+"""The file of ``tiny_mixture``. Foresight looks 15, 5, 10 and 5 frames of the datasets back and ahead."""
+
+
+def tiny_mixture(root: str | Path, *, video: bool = True, seed: int = 0) -> Path:
+    """Record four small datasets of three robots that have little in common, and a mixture file over them.
+
+        source       robot        fps             cameras (height, width)            dims of state and action
+        arm          tiny_arm     30              top (48, 64), wrist (48, 64)       4, relative but the gripper
+        slider       tiny_slider  10              front (64, 64)                     3, relative but the gripper
+        fast_slider  tiny_slider  20, used at 10  front (64, 64), unused (16, 16)    the same 3
+        people       tiny_people  10              eyes (64, 48)                      none: foresight only
+
+    Every source has 2 episodes; shares are those of ``TINY_MIXTURE``.
+
+    Args:
+        root: folder to create; it holds one folder per dataset, one file per robot, and ``mixture.yaml``.
+        video: as for ``tiny_dataset``.
+        seed: of all datasets.
+
+    Returns:
+        the mixture file, for ``load_mixture`` and ``lerobot-train --dataset.root=<file>``.
+
+    Raises:
+        InternVLAError: ``root`` exists.
+    """
+    root = Path(root)
+    if root.exists():
+        raise InternVLAError(f"{root} exists already; choose another folder, or remove it yourself.")
+    root.mkdir(parents=True)
+    joints, axes = ("shoulder", "elbow", "wrist", "gripper"), ("x", "y", "gripper")
+    recordings: tuple[tuple[str, int, dict[str, tuple[int, int]], tuple[str, ...], tuple[int, ...]], ...] = (
+        ("arm", 30, {"top": (48, 64), "wrist": (48, 64)}, joints, (40, 33)),
+        ("slider", 10, {"front": (64, 64)}, axes, (30, 24)),
+        ("fast_slider", 20, {"front": (64, 64), "unused": (16, 16)}, axes, (28, 36)),
+        ("people", 10, {"eyes": (64, 48)}, joints, (16, 21)),  # it has joints like every dataset; the robot has none
+    )
+    for index, (name, fps, cameras, names, lengths) in enumerate(recordings):
+        tiny_dataset(
+            root / name,
+            repo_id=f"local/{name}",
+            episode_lengths=lengths,
+            cameras=cameras,
+            joint_names=names,
+            fps=fps,
+            video=video,
+            seed=len(recordings) * seed + index,
+        )
+    for robot in (
+        _tiny_robot("tiny_arm", joints, {"head": ("top",), "left_wrist": ("wrist",)}, fps=30.0),
+        _tiny_robot("tiny_slider", axes, {"head": ("front",)}, fps=10.0),
+        _tiny_robot("tiny_people", (), {"head": ("eyes",)}, fps=10.0),
+    ):
+        text = yaml.safe_dump(robot.to_dict(), sort_keys=False)
+        (root / f"{robot.name}.yaml").write_text(text, encoding="utf-8")
+    (root / "mixture.yaml").write_text(TINY_MIXTURE, encoding="utf-8")
+    return root / "mixture.yaml"
+
+
+def _tiny_robot(name: str, joints: Sequence[str], cameras: Mapping[str, tuple[str, ...]], *, fps: float) -> Embodiment:
+    """The robot of a ``tiny_dataset``, in which every joint swings between -1 and 1."""
+    state = tuple(Dim(joint, "-1..1") for joint in joints)
+    action = tuple(Dim(joint, "-1..1", relative=joint != "gripper") for joint in joints)
+    return Embodiment(
+        name=name,
+        title=name.replace("_", " "),
+        robot_types=(name,),
+        state=(Part(OBS_STATE, state),) if joints else (),
+        action=(Part(ACTION, action),) if joints else (),
+        cameras=cameras,
+        gripper="-1 and 1 are the ends of a sine" if joints else "none",
+        fps=fps,
+        source="lerobot_internvla.testing",
+    )
 
 
 @contextmanager
