@@ -549,6 +549,21 @@ def test_damaged_metadata_is_explained(shop, damage: Callable[[dict[str, Any]], 
     assert "is damaged" in text or "does not agree with meta/info.json: 4 episodes of 50 frames" in text
 
 
+def test_metadata_that_cannot_be_read_is_named(shop):
+    root = shop.dataset("a")
+    (root / "meta/info.json").unlink()
+    (root / "meta/info.json").symlink_to(root / "meta")
+    table = next((shop.dataset("b") / "meta" / "episodes").glob("*/*.parquet"))
+    table.write_bytes(b"cut short")
+    text = shop.complaint("""
+sources:
+  a: {root: a, embodiment: arm.yaml, weight: 1}
+  b: {root: b, embodiment: arm.yaml, weight: 1}
+""")
+    assert "line 3: sources.a:" in text
+    assert f"line 4: sources.b: {table} cannot be read" in text
+
+
 def test_episodes_too_short_for_foresight_alone(shop):
     shop.dataset("a")
     text = """

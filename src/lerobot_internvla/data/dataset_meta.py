@@ -154,6 +154,8 @@ def read_all(places: Sequence[Place], *, progress: bool = True) -> list[DatasetM
             return read_meta(place)
         except InternVLAError as error:
             return error
+        except OSError as error:
+            return InternVLAError(f"cannot read the dataset ({type(error).__name__}: {error})")
 
     with ThreadPoolExecutor(READERS) as pool:
         bar = tqdm(
@@ -222,7 +224,7 @@ def read_meta(place: Place) -> DatasetMeta:
             key: np.stack([columns[f"{prefix}/chunk_index"], columns[f"{prefix}/file_index"]], axis=1)
             for key, prefix in {
                 "data": "data",
-                **{key: f"videos/{key}" for key, feature in features.items() if feature["dtype"] == "video"},
+                **{key: f"videos/{key}" for key, feature in features.items() if feature.get("dtype") == "video"},
             }.items()
             if f"{prefix}/chunk_index" in columns
         },

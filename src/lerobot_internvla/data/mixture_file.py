@@ -382,9 +382,11 @@ class _Reader:
         if not self._present(where):
             return None
         mapping = self.value(*where)
-        if not isinstance(mapping, dict):
+        if not isinstance(mapping, dict) or not mapping:
             self.complain(where, f"got {mapping!r}, expected a map such as {{head: observation.images.top}}")
             return None
+        if "head" not in mapping:
+            self.complain(where, "the map has no 'head', which the model requires")
         found: dict[str, str] = {}
         for slot in self.keys(*where):
             if slot not in CAMERA_SLOTS:
