@@ -143,6 +143,14 @@ def test_another_geometry_is_refused(published: tuple[str, Path, Path]):
         load_base_models(InternVLAA1(build_architecture(variant, deeper)), str(base), None)
 
 
+def test_pickled_weights_are_not_read(published: tuple[str, Path, Path], tmp_path: Path):
+    variant, _, text = published
+    (tmp_path / "config.json").write_bytes((text / "config.json").read_bytes())
+    torch.save(text_model(variant).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InternVLAError, match=r"policy\.expert_warm_start=.*safetensors"):
+        load_base_models(build(variant), None, str(tmp_path))
+
+
 def test_a_model_that_cannot_be_found_is_named(tmp_path: Path):
     with pytest.raises(InternVLAError, match=r"policy\.base_model=.*--policy\.base_model=null"):
         load_base_models(build("3b"), str(tmp_path / "nowhere"), None)

@@ -188,6 +188,9 @@ def test_an_adapter_is_merged_into_its_base(tmp_path: Path):
     torch.testing.assert_close(merged.predict_action_chunk(batch, noise=noise), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InternVLAError, match="which is not here"):
         make_bundle(tmp_path / "adapter", tmp_path / "again")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(InternVLAError, match=r"Pickled weights \(adapter_model.bin\) are not read"):
+        make_bundle(tmp_path / "adapter", tmp_path / "again")
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
@@ -283,14 +286,8 @@ def test_the_command_asks_for_what_it_needs(flags: list[str], capsys: pytest.Cap
 # ------------------------------------------------------------------------------------------------- without any caches
 
 
-@pytest.mark.parametrize("variant", ["tiny", "3b"])
-def test_a_checkpoint_folder_loads_with_a_clean_home_and_no_hub(variant: str, tmp_path: Path):
-    """The folder alone, copied elsewhere, in a process that has never seen this machine's caches."""
-    folder = tmp_path / "elsewhere" / "policy"
-    source = checkpoint(variant, tmp_path)
-    shutil.copytree(source, folder)
-    shutil.rmtree(source)
-    shutil.rmtree(tmp_path / "words", ignore_errors=True)
+def load_and_act_elsewhere(folder: Path, home: Path) -> list[int]:
+    """The ids of ``PHRASE``, from a process that has never seen this machine's caches."""
     code = (
         "import sys, torch\n"
         "from lerobot_internvla import InternVLAA1Policy\n"
@@ -300,7 +297,6 @@ def test_a_checkpoint_folder_loads_with_a_clean_home_and_no_hub(variant: str, tm
         "assert torch.isfinite(policy.select_action(batch)).all()\n"
         "print(*policy.prompt_builder.tokenizer.encode(sys.argv[2]))\n"
     )
-    home = tmp_path / "home"
     home.mkdir()
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     finished = subprocess.run(
@@ -312,5 +308,19 @@ def test_a_checkpoint_folder_loads_with_a_clean_home_and_no_hub(variant: str, tm
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    ids = [int(number) for number in finished.stdout.split()]
+    return [int(number) for number in finished.stdout.split()]
+
+
+@pytest.mark.parametrize("variant", ["tiny", "3b"])
+def test_a_checkpoint_folder_loads_with_a_clean_home_and_no_hub(variant: str, tmp_path: Path):
+    """The folder alone, moved elsewhere."""
+    folder = tmp_path / "policy"
+    checkpoint(variant, tmp_path).rename(folder)
+    shutil.rmtree(tmp_path / "words", ignore_errors=True)
+    ids = load_and_act_elsewhere(folder, tmp_path / "home")
     assert len(ids) == (len(PHRASE) if variant == "tiny" else len(PHRASE.split()))
+
+
+def test_a_converted_folder_loads_with_a_clean_home_and_no_hub(converted: Path, tmp_path: Path):
+    shutil.copytree(converted, tmp_path / "policy")
+    assert len(load_and_act_elsewhere(tmp_path / "policy", tmp_path / "home")) == len(PHRASE.split())

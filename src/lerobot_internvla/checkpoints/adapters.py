@@ -12,6 +12,7 @@ from lerobot_internvla.checkpoints.fetching import fetch
 from lerobot_internvla.errors import InternVLAError
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -42,6 +43,11 @@ def load_with_adapter(
     folder = fetch(checkpoint, ["*.json", "*.safetensors"], what="adapter").folder
     if not is_adapter(folder):
         raise InternVLAError(f"{str(folder)!r} holds no adapter: {ADAPTER_CONFIG} is missing.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InternVLAError(
+            f"{str(folder)!r} has no {ADAPTER_WEIGHTS}. Pickled weights (adapter_model.bin) are not read: save the "
+            "adapter again with a newer peft, which writes safetensors."
+        )
     config = config or PreTrainedConfig.from_pretrained(folder)
     if device is not None:
         config.device = device

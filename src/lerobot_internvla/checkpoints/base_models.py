@@ -51,7 +51,7 @@ def _read(name: str, field: str, *, image_text: bool) -> dict[str, Tensor]:
     logger.info("Loading %s=%s ...", field, name)
     loader = AutoModelForImageTextToText if image_text else AutoModelForCausalLM
     try:
-        return loader.from_pretrained(name, dtype="auto").state_dict()
+        return loader.from_pretrained(name, dtype="auto", use_safetensors=True).state_dict()  # no pickle, ever
     except (OSError, ValueError) as error:
         raise InternVLAError(
             f"policy.{field}={name!r} could not be loaded: {error}. Pass a Hub id or a local folder, "
