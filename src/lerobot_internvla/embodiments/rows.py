@@ -114,8 +114,8 @@ def choose_robot(
         dims = f"state {'?' if state_dim is None else state_dim}, action {'?' if action_dim is None else action_dim}"
         if not fitting:
             raise InternVLAError(
-                f"None of the robots that this policy knows has the dims of the one at hand ({dims}). It knows: {listed}. "
-                "Use one of these, or fine-tune on a dataset of yours with --policy.embodiment=<a new name>."
+                f"None of the robots that this policy knows has the dims of the one at hand ({dims}). It knows: "
+                f"{listed}. Use one of these, or fine-tune on a dataset of yours with --policy.embodiment=<a new name>."
             )
         raise InternVLAError(
             f"Several of the robots that this policy knows have the dims of the one at hand ({dims}): "
