@@ -7,7 +7,16 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_internvla import InternVLAError
-from lerobot_internvla.testing import SMALL, small_config, tiny_batch, tiny_config, tiny_dataset, tiny_policy
+from lerobot_internvla.data.sources import load_mixture
+from lerobot_internvla.testing import (
+    SMALL,
+    small_config,
+    tiny_batch,
+    tiny_config,
+    tiny_dataset,
+    tiny_mixture,
+    tiny_policy,
+)
 
 
 def test_a_batch_has_what_the_configuration_asks_for():
@@ -82,3 +91,19 @@ def test_pictures_show_where_the_joints_are(tmp_path: Path):
 def test_no_folder_is_overwritten(tmp_path: Path):
     with pytest.raises(InternVLAError, match="exists already"):
         tiny_dataset(tmp_path)
+
+
+def test_the_mixture_is_three_robots_in_four_datasets(mixture_file: Path):
+    mixture = load_mixture(mixture_file)
+    assert [robot.name for robot in mixture.embodiments] == ["tiny_arm", "tiny_slider", "tiny_people"]
+    found = {source.name: (source.weight, source.fps, source.interval_frames) for source in mixture.sources}
+    assert found == {
+        "arm": (pytest.approx(0.4), 30, 15),
+        "slider": (pytest.approx(0.3), 10, 5),
+        "fast_slider": (pytest.approx(0.1), 10, 10),
+        "people": (pytest.approx(0.2), 10, 5),
+    }
+    assert [source.trains_actions for source in mixture.sources] == [True, True, True, False]
+    assert [robot.relative_mask for robot in mixture.embodiments] == [(True,) * 3 + (False,), (True, True, False), ()]
+    with pytest.raises(InternVLAError, match="exists already"):
+        tiny_mixture(mixture_file.parent)

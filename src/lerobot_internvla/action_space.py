@@ -43,9 +43,12 @@ DEFAULT_ABSOLUTE_NAMES: tuple[str, ...] = ("gripper",)
 
 
 def mean_std_normalize(
-    x: Float[Tensor, "*any dim"], mean: Float[Tensor, " dim"], std: Float[Tensor, " dim"]
-) -> Float[Tensor, "*any dim"]:
-    """(x - mean) / (std + 1e-6), the reference's formula to the last bit when all are float32."""
+    x: Float[Tensor, "*#any dim"], mean: Float[Tensor, "*#any dim"], std: Float[Tensor, "*#any dim"]
+) -> Float[Tensor, "*#any dim"]:
+    """(x - mean) / (std + 1e-6), the reference's formula to the last bit when all are float32.
+
+    ``mean`` and ``std`` are one robot's [dim], or broadcast to ``x`` where every sample has its own.
+    """
     return (x - mean) / (std + EPSILON)
 
 
