@@ -338,7 +338,9 @@ def _find_cameras(
             slots = resolve_camera_slots(keys, camera_map)
         except InternVLAError as error:
             return [], [], [str(error).rstrip(".")]
-        findings = [CameraFinding(slot, slots.get(slot), "as given" if slot in slots else "") for slot in CAMERA_SLOTS]
+        findings = [
+            CameraFinding(slot, slots.get(slot), "as given" if slot in slots else "left out") for slot in CAMERA_SLOTS
+        ]
         return findings, [key for key in keys if key not in slots.values()], []
 
     problems: list[str] = []
