@@ -1,12 +1,12 @@
-"""06: open-loop error of a policy on recorded episodes, and the published numbers to compare with.
+"""12: open-loop error of a policy on recorded episodes, and the published numbers to compare with.
 
 At every chunk's start the policy sees the recorded cameras, state and instruction, and predicts a chunk; the error is
 its difference from the recorded actions. Nothing moves, so this checks a conversion, not a skill. With the real weights
 (convert them first, docs/checkpoints.md) the page reproduces the numbers in ``PUBLISHED``; without arguments it runs an
 untrained toy policy on a toy dataset, to show what is computed.
 
-Run:    python examples/06_open_loop_error.py
-        python examples/06_open_loop_error.py <converted checkpoint> <dataset id or folder> [episodes: 0 1 2]
+Run:    python examples/12_published_numbers.py
+        python examples/12_published_numbers.py <converted checkpoint> <dataset id or folder> [episodes: 0 1 2]
 Takes:  about 10 seconds of one CPU core for the toy. No network.
 Prints (numbers vary):
 
