@@ -1,15 +1,15 @@
 """InternVLA-A1 for stock LeRobot.
 
-Importing this package registers the policy type ``internvla_a1`` and the conveyor environments with LeRobot; LeRobot's
-own commands do it by themselves. It stays light: transformers and diffusers are imported when a policy is built, and
-one that is missing is named then.
+Importing this package registers the policy type ``internvla_a1``, the conveyor environments and the simulated robots with
+LeRobot; LeRobot's own commands do it by themselves. It stays light: transformers and diffusers are imported when a
+policy is built, simulators when one is needed, and what is missing is named then.
 """
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from . import envs
+from . import envs, robots
 from .configuration_internvla_a1 import InternVLAA1Config
 from .conversion import unconverted as unconverted  # the reference's own policy types, refused with the next command
 from .errors import InternVLAError
@@ -27,7 +27,7 @@ if "lerobot.datasets.factory" in sys.modules:  # only commands that train have i
 
     stock_training.install()
 
-__all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs"]
+__all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs", "robots"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """The arms of the MuJoCo conveyor: dimensions, joint names and limits, closed-form kinematics. No simulator needed.
 
-Two equal arms of six joints and a parallel gripper, in the joint order of ALOHA. In the arm's own frame (x forward, z up,
-origin on the table under the waist) and with all joints at zero the upper arm points up and forearm and hand point
-forward; a positive shoulder, elbow or wrist angle bends down. Lengths in metres, angles in radians, gripper opening in
-[0, 1] (0 closed, 1 open).
+Two equal arms of six joints and a parallel gripper, in the joint order of ALOHA. In the arm's own frame (x forward,
+z up, origin on the table under the waist) and with all joints at zero the upper arm points up and forearm and hand
+point forward; a positive shoulder, elbow or wrist angle bends down. Lengths in metres, angles in radians, gripper
+opening in [0, 1] (0 closed, 1 open).
 
 The expert only ever asks for a hand that points straight down, for which the inverse has a closed form.
 """
@@ -62,7 +62,7 @@ def tool_position(side: Side, joints: FloatArray) -> FloatArray:
         _about_y(shoulder) @ [0.0, 0.0, LINK_LENGTH] + fore @ [LINK_LENGTH, 0.0, 0.0] + hand @ [TOOL_LENGTH, 0.0, 0.0]
     )
     turned = _about_z(BASE_YAWS[side] + waist) @ reach
-    return turned + [*BASES[side], SHOULDER_HEIGHT]
+    return turned + np.array([*BASES[side], SHOULDER_HEIGHT])
 
 
 def joints_for(side: Side, position: FloatArray, yaw: float = 0.0) -> FloatArray:

@@ -1,11 +1,9 @@
 """The scripted expert of the MuJoCo conveyor: line up, fall in step, go down, close, lift, carry, let go.
 
 It sees the whole world, the belt speed included. It has no memory: its action is a function of the present world, so
-that a policy which sees two frames can imitate it. As in 2-D it waits downstream of the parcel, lets it come, moves along
-with it for a while before it closes, and its targets until then depend on the parcel and not on where the hand is.
+that a policy which sees two frames can imitate it. As in 2-D it waits downstream of the parcel, lets it come and moves
+along with it before it closes, and where it aims sideways until then depends on the parcel and not on the hand.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,5 +88,6 @@ class MujocoExpert:
         lead = 1.0 + SERVO_LAG_S * FPS
         ahead = tool[:2] + way / distance * step * lead
         if clear < 1.0:
-            ahead = ahead + [world.belt_speed / FPS * lead * (1.0 - clear), 0.0]
+            # Until then it keeps moving along with the belt.
+            ahead = ahead + np.array([world.belt_speed / FPS * lead * (1.0 - clear), 0.0])
         return np.array([*ahead, CARRY_HEIGHT]), 0.0, 0.0

@@ -7,8 +7,10 @@ renderer, which needs no GPU), else ``osmesa`` where that library is installed. 
 
 import ctypes
 import ctypes.util
+import importlib
 import os
 import sys
+from typing import Any
 
 HOW_TO_DRAW = (
     "Drawing without a display needs EGL or OSMesa: on Debian and Ubuntu `apt-get install libegl1 libgl1-mesa-dri "
@@ -46,6 +48,6 @@ if "mujoco" not in sys.modules and not os.environ.get("MUJOCO_GL"):
     if _library is not None:
         os.environ["MUJOCO_GL"] = _library
 
-import mujoco  # noqa: E402
+mujoco: Any = importlib.import_module("mujoco")
 
 __all__ = ["HOW_TO_DRAW", "mujoco", "offscreen_library"]

@@ -1,7 +1,7 @@
 """Pictures of the MuJoCo conveyor: three cameras for a policy, one composed frame for people.
 
-Shadows and multisampling are off: without a GPU they cost several times as much as the rest. An OpenGL context belongs to
-the thread that made it, so every thread that draws has its own; most programs have one such thread.
+Shadows and multisampling are off: without a GPU they cost several times as much as the rest. An OpenGL context belongs
+to the thread that made it, so every thread that draws has its own; most programs have one such thread.
 """
 
 import atexit

@@ -1,8 +1,8 @@
 """The conveyor in MuJoCo: rigid bodies, friction, servos with a lag. Physics and bookkeeping, no pictures.
 
-State and action are fourteen numbers each in the order of ``arm.ACTION_NAMES``: six joint angles in radians and a gripper
-opening in [0, 1] per arm, as they are, and as they should be (absolute). A tick is ``SUBSTEPS`` steps of physics. What
-happens to parcels is nothing but contact: they are carried by the belt's friction and held by the fingers'.
+State and action are fourteen numbers each in the order of ``arm.ACTION_NAMES``: six joint angles in radians and a
+gripper opening in [0, 1] per arm, as they are, and as they should be (absolute). A tick is ``SUBSTEPS`` steps of
+physics. What happens to parcels is nothing but contact: the belt's friction carries them, the fingers' holds them.
 
 An episode is a pure function of the random generator and of the actions, on one version of MuJoCo and one kind of
 processor; physics elsewhere may differ in the last digit, and contacts amplify that.
@@ -44,7 +44,6 @@ from lerobot_internvla.envs.conveyor.task import (
     ConveyorTask,
     Disturbances,
     Ending,
-    Instruction,
     Side,
     draw_instruction,
 )
