@@ -121,7 +121,7 @@ def test_a_policy_of_people_alone_has_no_rows_and_works():
 
 def test_an_unknown_robot_and_one_without_actions_are_different_mistakes():
     known = spaces()
-    with pytest.raises(InternVLAError, match="'lift' is unknown.*arm, slider, crane"):
+    with pytest.raises(InternVLAError, match=r"'lift' is unknown.*arm, slider, crane"):
         known.of("lift")
     with pytest.raises(InternVLAError, match="'people' is known from videos only"):
         known.of("people")
