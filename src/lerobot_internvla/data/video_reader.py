@@ -21,7 +21,7 @@ from torch import Tensor
 SPAN_BACKENDS = ("pyav", "video_reader")
 """Backends that decode everything between two moments; the second is LeRobot's old name for the first."""
 START_FRAMES = 4
-"""What opening a file and seeking costs, in decoded frames: 2 to 5 at common picture sizes (docs/performance.md)."""
+"""What opening a file and seeking costs, in decoded frames: 2 to 6 at common picture sizes (docs/performance.md)."""
 PROBED_PACKETS = 256
 """Packets in which keyframes are counted, undecoded: more than a file without further keyframes is worth."""
 
