@@ -62,8 +62,13 @@ def test_a_video_without_a_robot(tmp_path: Path):
 
 def test_cameras_that_cannot_be_told_apart_are_asked_for(tmp_path: Path):
     features = {"action": unnamed(2), "observation.images.a": camera(), "observation.images.b": camera()}
-    with pytest.raises(InternVLAError, match="--camera-map head="):
+    with pytest.raises(
+        InternVLAError, match=r"do not tell which slot.*has observation\.images\.a.*--camera-map"
+    ) as raised:
         draft(tmp_path, features)
+    assert "--policy." not in str(raised.value)
+    with pytest.raises(InternVLAError, match="There is no camera: expected"):
+        draft(tmp_path, {"action": unnamed(2)})
     robot = draft(tmp_path, features, camera_map={"head": "b"})
     assert robot.cameras == {"head": ("b",)}
     assert "not used: observation.images.a" in (tmp_path / "mine.yaml").read_text()

@@ -162,6 +162,7 @@ def test_the_users_map_is_taken_as_it_is():
     assert cameras_of("so101", keys, camera_map={"head": "top", "right_wrist": WRIST})["right_wrist"] == WRIST
     message = problems_of(dataset_of(SO101, keys), camera_map={"head": "topp", "hand": "wrist"})
     assert "there is no camera 'topp'" in message and "there is no slot 'hand'" in message
+    assert f"The dataset has {', '.join(keys)}" in message and "--policy." not in message
 
 
 def test_no_camera_and_depth_maps():

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lerobot_internvla.camera_slots import resolve_camera_slots, short_name
-from lerobot_internvla.embodiments.matching import Features, camera_keys, dim_names, vector_keys
+from lerobot_internvla.embodiments.matching import Features, camera_keys, camera_problem, dim_names, vector_keys
 from lerobot_internvla.embodiments.spec import UNITS, Embodiment
 from lerobot_internvla.errors import InternVLAError
 
@@ -37,10 +37,16 @@ def draft_embodiment(
     Raises:
         InternVLAError: the cameras cannot be told apart, there are none, or ``name`` is no name.
     """
+    cameras = camera_keys(features)
     try:
-        slots = resolve_camera_slots(camera_keys(features), camera_map)
+        slots = resolve_camera_slots(cameras, camera_map)
     except InternVLAError as error:
-        raise InternVLAError(f"{error} Here: --camera-map head=<camera> left_wrist=<camera>") from error
+        if not cameras:
+            raise
+        raise InternVLAError(
+            f"{camera_problem(error, cameras)}. Say which is which: --camera-map head=<camera> left_wrist=<camera>; "
+            "cameras that you leave out are not used."
+        ) from error
     state, action, unused = _choose_features(features)
     state_dims, action_dims = (_name_dims(keys, features) for keys in (state, action))
     in_state = [dim for _, dims in state_dims for dim in dims]
@@ -68,7 +74,7 @@ def draft_embodiment(
         "action": action_part,
     }
     Embodiment.from_dict(data)
-    unused += [key for key in camera_keys(features) if key not in slots.values()]
+    unused += [key for key in cameras if key not in slots.values()]
     return _with_comments(data, dataset, unused)
 
 

@@ -337,7 +337,7 @@ def _find_cameras(
         try:
             slots = resolve_camera_slots(keys, camera_map)
         except InternVLAError as error:
-            return [], [], [str(error).rstrip(".")]
+            return [], [], [camera_problem(error, keys)]
         findings = [
             CameraFinding(slot, slots.get(slot), "as given" if slot in slots else "left out") for slot in CAMERA_SLOTS
         ]
@@ -395,6 +395,11 @@ def _find_cameras(
         for slot in CAMERA_SLOTS
     ]
     return findings, unused, problems
+
+
+def camera_problem(error: InternVLAError, keys: Sequence[str]) -> str:
+    """What ``resolve_camera_slots`` found wrong, without its advice, which is for a policy's command line."""
+    return f"{str(error).partition('. Cameras: ')[0].rstrip('.')}. The dataset has {', '.join(keys)}"
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
