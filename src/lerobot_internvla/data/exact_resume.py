@@ -3,19 +3,31 @@
 LeRobot 0.6.1 sets its sampler to the right epoch and place, but accelerate's data loader counts epochs from zero in
 every process and tells the sampler so when it starts: a run resumed in its fourth pass over the data sees the order of
 the first once more. Here the sampler remembers where it was put, and takes accelerate's count from there.
+
+A dataset with an order of its own (``InOrder``) is counted through, and always from the beginning of a step: after a
+resume with another number of ranks or another batch size, LeRobot's place may lie in the middle of one.
 """
 
 import functools
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 
 class InOrder(list[int]):
     """Starts of episodes whose positions LeRobot's sampler shall count through instead of shuffling them: the dataset
-    has its own order (mixture_dataset.py)."""
+    has its own order (mixture_dataset.py).
+
+    Args:
+        positions_per_step: that all ranks take together in one step.
+    """
+
+    def __init__(self, starts: Iterable[int], positions_per_step: int) -> None:
+        super().__init__(starts)
+        self.positions_per_step = positions_per_step
 
 
-OFFSET, RESUMED_AT = "_internvla_epoch_offset", "_internvla_resumed_at"
+OFFSET, RESUMED_AT, STEP = "_internvla_epoch_offset", "_internvla_resumed_at", "_internvla_positions_per_step"
 
 
 def install() -> None:
@@ -35,9 +47,11 @@ def install() -> None:
         stock_init(self, dataset_from_indices, *args, **kwargs)
         if isinstance(dataset_from_indices, InOrder):
             self.shuffle = False
+            setattr(self, STEP, dataset_from_indices.positions_per_step)
 
     def load_state_dict(self: Any, state: dict[str, int]) -> None:
-        stock_load(self, state)
+        step: int = getattr(self, STEP, 1)
+        stock_load(self, {**state, "start_index": -(-state["start_index"] // step) * step})
         setattr(self, RESUMED_AT, state["epoch"])
 
     def set_epoch(self: Any, epoch: int) -> None:

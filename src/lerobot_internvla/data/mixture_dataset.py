@@ -43,7 +43,7 @@ class MixtureMetadata:
     has_language_columns = False
     robot_type = "mixture"
 
-    def __init__(self, mixture: Mixture, shape: SampleShape, repo_id: str) -> None:
+    def __init__(self, mixture: Mixture, shape: SampleShape, repo_id: str, *, positions_per_step: int) -> None:
         self.mixture = mixture
         self.repo_id = repo_id
         self.revision = None
@@ -55,7 +55,7 @@ class MixtureMetadata:
         self.video_keys = list(self.camera_keys)
         self.image_keys: list[str] = []
         self.depth_keys: list[str] = []
-        self.episodes = {"dataset_from_index": InOrder([0]), "dataset_to_index": [VIRTUAL_LENGTH]}
+        self.episodes = {"dataset_from_index": InOrder([0], positions_per_step), "dataset_to_index": [VIRTUAL_LENGTH]}
         picture = {"dtype": "video", "shape": (*shape.view_size, 3), "names": ["height", "width", "channels"]}
         self.features: dict[str, dict[str, Any]] = dict.fromkeys(self.camera_keys, picture)
         for key, width in ((OBS_STATE, shape.max_state_dim), (ACTION, shape.max_action_dim)):
@@ -114,7 +114,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.mixture = mixture
         self.shape = shape
-        self.meta = MixtureMetadata(mixture, shape, repo_id)
+        self.meta = MixtureMetadata(mixture, shape, repo_id, positions_per_step=batch_size * world_size)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
