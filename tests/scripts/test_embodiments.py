@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lerobot_internvla.embodiments.registry import embodiment_names, get_embodiment
-from lerobot_internvla.embodiments.spec import load_embodiment
+from lerobot_internvla.embodiments.spec import UNITS, load_embodiment
 from lerobot_internvla.scripts.embodiments import main
 from lerobot_internvla.testing import tiny_dataset
 
@@ -35,6 +35,21 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert load_embodiment(tmp_path / "copy.yaml") == get_embodiment("koch")
     assert main(["show", "kosh"]) == 2
     assert "did you mean 'koch'?" in capsys.readouterr().err
+
+
+def test_the_documentation_has_the_presets_as_they_are(capsys: pytest.CaptureFixture[str]):
+    assert main(["list", "--markdown"]) == 0
+    page = (Path(__file__).parents[2] / "docs" / "embodiments.md").read_text()
+    assert capsys.readouterr().out in page, "paste the output of `internvla-embodiments list --markdown` into the page"
+    for unit, meaning in UNITS.items():
+        assert f"| `{unit}` | {meaning} |" in page
+
+
+def test_the_file_in_the_documentation_is_one(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "embodiments.md").read_text()
+    (tmp_path / "page.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    robot = load_embodiment(tmp_path / "page.yaml")
+    assert robot.relative_mask == (True, True, False)
 
 
 def test_an_unknown_robot_is_refused_then_described_then_fits(

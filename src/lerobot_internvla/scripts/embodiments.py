@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="internvla-embodiments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="all presets")
+    listing = commands.add_parser("list", help="all presets")
+    listing.add_argument("--markdown", action="store_true", help="as in docs/embodiments.md")
     show = commands.add_parser("show", help="one embodiment, dim by dim")
     show.add_argument("name", metavar="NAME", help="a preset, a robot_type, or a YAML file")
     show.add_argument("--yaml", action="store_true", help="print the file itself")
@@ -59,22 +60,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def overview() -> Table:
-    """One row per preset."""
-    table = Table(title="Embodiments", title_justify="left")
-    for heading in ("name", "robot", "state", "action", "relative", "cameras", "robot_type of datasets"):
-        table.add_column(heading, justify="right" if heading in ("state", "action", "relative") else "left")
+HEADINGS = ("name", "robot", "state", "action", "relative", "cameras", "units", "robot_type of datasets")
+
+
+def overview_rows() -> list[tuple[str, ...]]:
+    """One row per preset, under ``HEADINGS``; numbers are dims."""
+    rows: list[tuple[str, ...]] = []
     for name, robot in presets().items():
-        table.add_row(
-            name,
-            robot.title,
-            str(robot.state_dim),
-            str(robot.action_dim),
-            str(sum(robot.relative_mask)),
-            ", ".join(robot.cameras),
-            ", ".join(robot.robot_types),
-        )
+        units = dict.fromkeys(dim.unit for part in (*robot.state, *robot.action) for dim in part.dims)
+        numbers = (str(robot.state_dim), str(robot.action_dim), str(sum(robot.relative_mask)))
+        cameras, types = ", ".join(robot.cameras), ", ".join(robot.robot_types)
+        rows.append((name, robot.title, *numbers, cameras, ", ".join(units) or "-", types))
+    return rows
+
+
+def overview() -> Table:
+    """The rows for a terminal."""
+    table = Table(title="Embodiments", title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading in ("state", "action", "relative") else "left")
+    for row in overview_rows():
+        table.add_row(*row)
     return table
+
+
+def overview_markdown() -> str:
+    """The rows for docs/embodiments.md; a test compares them."""
+    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
+    lines += [f"| `{name}` | {' | '.join(others)} |" for name, *others in overview_rows()]
+    return "\n".join(lines)
 
 
 def describe(robot: Embodiment) -> Group:
@@ -241,7 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
     if arguments.command == "list":
-        console.print(overview())
+        if arguments.markdown:
+            print(overview_markdown())
+        else:
+            console.print(overview())
     elif arguments.command == "show":
         robot = get_embodiment(arguments.name)
         if arguments.yaml:
