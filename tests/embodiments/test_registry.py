@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from embodiments.features import dataset_of, numbers
 from lerobot_internvla.camera_slots import short_name
+from lerobot_internvla.embodiments.matching import infer_embodiment, match_features
 from lerobot_internvla.embodiments.registry import embodiment_names, get_embodiment, presets
 from lerobot_internvla.embodiments.released import RELEASED_EMBODIMENTS
 from lerobot_internvla.embodiments.spec import Embodiment, load_embodiment
@@ -157,14 +159,20 @@ def test_aloha_agrees_with_lerobots_environments():
             assert camera in preset.cameras[slot]
 
 
-def test_the_conveyor_agrees_with_our_own_environment():
-    preset, backend = get_embodiment("conveyor"), BACKENDS["conveyor"]
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_conveyors_agree_with_our_own_environments(name: str):
+    preset, backend = get_embodiment(name), BACKENDS[name]
     assert preset.robot_types == (backend.name,) and preset.fps == backend.fps
     assert preset.state_names == preset.action_names == backend.action_names
     assert dict(preset.cameras) == {camera: (camera,) for camera in CAMERAS}
     for dim, low, high in zip(preset.action[0].dims, backend.action_low, backend.action_high, strict=True):
-        assert dim.relative == (dim.unit == "scene") == ("gripper" not in dim.name)
+        assert dim.relative == (dim.unit in ("scene", "rad")) == ("gripper" not in dim.name)
         assert dim.relative or (low, high) == (0, 1)
+    # LeRobot's robot commands append ".pos".
+    recorded = dataset_of(preset, [f"observation.images.{camera}" for camera in CAMERAS])
+    for key in ("observation.state", "action"):
+        recorded[key] = numbers(*(f"{joint}.pos" for joint in backend.action_names))
+    assert len(match_features(infer_embodiment(backend.name, recorded), recorded).cameras) == 3
 
 
 # ------------------------------------------------------------------------------------------- the released checkpoint
