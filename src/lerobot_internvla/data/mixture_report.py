@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from lerobot_internvla.data.rank_plan import RANK_STRATEGIES, Piece, RankPlan, plan_ranks
+from lerobot_internvla.data.sources import Mixture, Source
 from lerobot_internvla.errors import InternVLAError
-
-from .rank_plan import RANK_STRATEGIES, Piece, RankPlan, plan_ranks
-from .sources import Mixture, Source
 
 PER_SAMPLES = 1_000_000
 """Repetitions are given per so many samples of all ranks together."""
