@@ -47,6 +47,22 @@ def lerobot_rollout(*flags: str) -> None:
         command.main()
 
 
+def lerobot_record(*flags: str) -> None:
+    """``lerobot-record <flags>``."""
+    from lerobot.scripts import lerobot_record as command
+
+    with _typed("lerobot-record", flags):
+        command.main()
+
+
+def lerobot_replay(*flags: str) -> None:
+    """``lerobot-replay <flags>``."""
+    from lerobot.scripts import lerobot_replay as command
+
+    with _typed("lerobot-replay", flags):
+        command.main()
+
+
 def training_flags(dataset_root: Path, output: Path, *, steps: int) -> list[str]:
     """The shortest offline training of the tiny policy on a local dataset."""
     return [

@@ -44,7 +44,9 @@ class ConveyorEnvConfig(EnvConfig):
     fps: int = BACKENDS["conveyor"].fps
     episode_length: int = BACKENDS["conveyor"].episode_steps
     obs_type: str = "pixels_agent_pos"  # pixels_agent_pos | pixels
-    image_size: int = 64  # Pixels per edge of the camera pictures; as in the dataset that the policy was trained on.
+    image_size: int = BACKENDS[
+        "conveyor"
+    ].image_size  # Pixels per edge of the camera pictures; as in the dataset that the policy was trained on.
     parcels: int | None = None  # Exactly this many parcels (1 to 3) instead of the task's range.
     belt_speed: tuple[float, float] | None = (
         None  # (slowest, fastest) instead of the task's range, belt lengths per second.
@@ -122,7 +124,7 @@ class ConveyorMujocoEnvConfig(ConveyorEnvConfig):
 
     fps: int = BACKENDS["conveyor_mujoco"].fps
     episode_length: int = BACKENDS["conveyor_mujoco"].episode_steps
-    image_size: int = 128
+    image_size: int = BACKENDS["conveyor_mujoco"].image_size
 
     backend_name: ClassVar[str] = "conveyor_mujoco"
     registered_as: ClassVar[str] = MUJOCO_GYM_ID

@@ -36,7 +36,7 @@ class ConveyorRobotConfig(RobotConfig):
     belt_speed: tuple[float, float] | None = (
         None  # (slowest, fastest) instead of the task's range, belt lengths per second.
     )
-    image_size: int = 64  # Pixels per edge of the camera pictures.
+    image_size: int = BACKENDS["conveyor"].image_size  # Pixels per edge of the camera pictures.
     seed: int = 0  # Of the episodes; they are never those of an evaluation.
     first_episode: int = 0  # Number of the first one: --robot.first_episode=7 starts where a recording had its eighth.
     clock: str = "ticks"  # ticks (the world waits for the command) | real (it does not)
@@ -76,7 +76,7 @@ class ConveyorRobotConfig(RobotConfig):
 class ConveyorMujocoRobotConfig(ConveyorRobotConfig):
     """The conveyor in MuJoCo as a robot: two six-joint arms with grippers, three cameras, 20 Hz."""
 
-    image_size: int = 128  # Pixels per edge of the camera pictures.
+    image_size: int = BACKENDS["conveyor_mujoco"].image_size  # Pixels per edge of the camera pictures.
 
     simulator: ClassVar[str] = "conveyor_mujoco"
 

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--repo_id", default="local/conveyor", help="name of the dataset; nothing is uploaded")
     record.add_argument("--episodes", type=int, default=400)
     record.add_argument("--seed", type=int, default=0)
-    record.add_argument("--image_size", type=int, default=64, help="pixels per edge of each camera")
+    record.add_argument("--image_size", type=int, help="pixels per edge of each camera (64; conveyor_mujoco: 128)")
     record.set_defaults(run=_record)
 
     evaluate = commands.add_parser("evaluate", parents=[shared], help="success of the expert, or of doing nothing")

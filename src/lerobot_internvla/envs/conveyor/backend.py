@@ -72,6 +72,8 @@ class Backend:
     """Of state and action alike: actions are absolute targets for what the state reports."""
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    image_size: int
+    """Pixels per edge of the camera pictures unless one is asked for."""
     module: str
     needs: str
     """What to install when importing ``module`` fails."""
@@ -109,6 +111,7 @@ BACKENDS: dict[str, Backend] = {
         action_names=planar_world.ACTION_NAMES,
         action_low=tuple(planar_world.ACTION_LOW.tolist()),
         action_high=tuple(planar_world.ACTION_HIGH.tolist()),
+        image_size=64,
         module="lerobot_internvla.envs.conveyor.planar.simulator",
         needs="opencv-python-headless",
     ),
@@ -119,6 +122,7 @@ BACKENDS: dict[str, Backend] = {
         action_names=mujoco_arm.ACTION_NAMES,
         action_low=tuple(mujoco_arm.ACTION_LOW.tolist()),
         action_high=tuple(mujoco_arm.ACTION_HIGH.tolist()),
+        image_size=128,
         module="lerobot_internvla.envs.conveyor.mujoco.simulator",
         needs="lerobot_policy_internvla_a1[mujoco]",
     ),

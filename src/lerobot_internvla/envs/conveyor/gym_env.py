@@ -32,7 +32,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         parcels: exactly this many parcels instead of the task's range.
         belt_speed: (slowest, fastest) in belt lengths per second instead of the task's range.
         obs_type: "pixels_agent_pos", or "pixels" without the state.
-        image_size: pixels per edge of the camera pictures.
+        image_size: pixels per edge of the camera pictures; None is the simulator's own choice.
         camera_feed: "live", or "other_episode": the cameras show the expert at work in another episode, while state and
             instruction stay true. A control: a policy that succeeds all the same does not use its cameras.
         render_mode: "rgb_array" or None.
@@ -52,7 +52,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         parcels: int | None = None,
         belt_speed: tuple[float, float] | None = None,
         obs_type: ObservationType = "pixels_agent_pos",
-        image_size: int = 64,
+        image_size: int | None = None,
         camera_feed: CameraFeed = "live",
         render_mode: str | None = "rgb_array",
         render_height: int = 352,
@@ -71,14 +71,14 @@ class ConveyorEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": self._backend.fps}
         self.task = task
         self.render_mode = render_mode
-        self._image_size = image_size
+        self._image_size = image_size or self._backend.image_size
         self._render_height = render_height
         self._with_state = obs_type == "pixels_agent_pos"
 
         low = np.array(self._backend.action_low, dtype=np.float32)
         high = np.array(self._backend.action_high, dtype=np.float32)
         self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
-        picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), dtype=np.uint8)
+        picture = gym.spaces.Box(0, 255, (self._image_size, self._image_size, 3), dtype=np.uint8)
         spaces: dict[str, gym.Space[Any]] = {"pixels": gym.spaces.Dict(dict.fromkeys(CAMERAS, picture))}
         if self._with_state:
             spaces["agent_pos"] = gym.spaces.Box(low, high, dtype=np.float32)

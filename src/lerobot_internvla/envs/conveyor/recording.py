@@ -62,7 +62,7 @@ def record_expert_episodes(
     n_episodes: int,
     seed: int = 0,
     *,
-    image_size: int = 64,
+    image_size: int | None = None,
     task: str = "train",
     parcels: int | None = None,
     belt_speed: tuple[float, float] | None = None,
@@ -78,7 +78,7 @@ def record_expert_episodes(
         repo_id: name of the dataset, ``<owner>/<name>``; nothing is uploaded.
         n_episodes: episodes in the finished dataset.
         seed: the dataset is a pure function of it. Its episodes are never those of an evaluation, whatever the seed.
-        image_size: pixels per edge of the three square cameras, even.
+        image_size: pixels per edge of the three square cameras, even; None is the simulator's own choice.
         task, parcels, belt_speed: as in ``resolve_task``.
         disturbances: bumps and slips, so that the episodes also show recoveries; an evaluation has none.
         backend: which simulator.
@@ -90,6 +90,7 @@ def record_expert_episodes(
     """
     root = Path(root)
     simulator = resolve_backend(backend)
+    image_size = simulator.image_size if image_size is None else image_size
     conveyor_task = resolve_task(task, parcels=parcels, belt_speed=belt_speed)
     problems: list[str] = []
     if root.exists():

@@ -1,8 +1,8 @@
-"""MuJoCo, imported so that it can draw without a display. The other files import ``mujoco`` from here.
+"""MuJoCo, and a way for it to draw without a display. The other files import ``mujoco`` from here.
 
-MuJoCo fixes its way to OpenGL when it is imported, from the variable ``MUJOCO_GL``, and without it wants a display. On
-Linux the variable is set here unless it has a value: ``egl`` where EGL has a device (a GPU's driver, or Mesa's software
-renderer, which needs no GPU), else ``osmesa`` where that library is installed. Physics needs neither.
+MuJoCo takes its way to OpenGL from the variable ``MUJOCO_GL`` and without it wants a display. Here a variable that is not
+set means, on Linux: ``egl`` where EGL has a device (a GPU's driver, or Mesa's software renderer, which needs no GPU), else
+``osmesa`` where that library is installed. Physics needs neither.
 """
 
 import ctypes
@@ -27,6 +27,13 @@ def offscreen_library() -> str | None:
     return "osmesa" if ctypes.util.find_library("OSMesa") else None
 
 
+def make_context(size: int) -> Any:
+    """An OpenGL context for pictures of ``size`` x ``size`` pixels, whatever MuJoCo has chosen when it was imported."""
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower() or offscreen_library()
+    module = importlib.import_module(f"mujoco.{wanted}") if wanted in ("egl", "osmesa") else mujoco
+    return module.GLContext(size, size)
+
+
 def _count_egl_devices() -> int:
     try:
         egl = ctypes.CDLL("libEGL.so.1")
@@ -44,10 +51,11 @@ def _count_egl_devices() -> int:
 
 
 if "mujoco" not in sys.modules and not os.environ.get("MUJOCO_GL"):
+    # Saves loading the library of the display, which is noisy where there is none.
     _library = offscreen_library()
     if _library is not None:
         os.environ["MUJOCO_GL"] = _library
 
 mujoco: Any = importlib.import_module("mujoco")
 
-__all__ = ["HOW_TO_DRAW", "mujoco", "offscreen_library"]
+__all__ = ["HOW_TO_DRAW", "make_context", "mujoco", "offscreen_library"]
