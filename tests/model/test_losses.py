@@ -1,7 +1,14 @@
 """Losses, against means worked out by hand: what is padded, missing or made up does not count."""
 
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed
 
 from lerobot_internvla.model.inputs import Prediction, Targets
 from lerobot_internvla.model.losses import LossBreakdown, compute_losses
@@ -124,3 +131,116 @@ def test_several_draws_of_one_sample_are_averaged():
     assert losses.action.item() == pytest.approx(7.5 / 2)
     assert losses.total_per_sample.shape == (2,)
     assert losses.as_floats()["valid_action_elements"] == 4.0
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------------
+
+# What rank 1 lacks; rank 0 always has everything that a mixture can give it.
+LACKING = ("nothing", "actions", "foresight", "everything", "a foresight expert")
+
+
+def part_of_rank(rank: int, lacking: str) -> tuple[Prediction, Targets, torch.Tensor, list[torch.Tensor]]:
+    """A rank's batch, with its own numbers of valid elements; and two weights that all ranks share."""
+    generator = torch.Generator().manual_seed(rank)
+    weights = [torch.tensor(0.5, requires_grad=True), torch.tensor(2.0, requires_grad=True)]
+    batch, chunk, dims, views = 3, 4, 5, 2
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    action_is_valid = draw(batch, chunk, dims) > (-0.5 if rank == 0 else 1.0)
+    future_is_valid = draw(batch, views) > (-1.0 if rank == 0 else 0.5)
+    if rank == 1 and lacking in ("actions", "everything"):
+        action_is_valid = torch.zeros_like(action_is_valid)
+    if rank == 1 and lacking in ("foresight", "everything"):
+        future_is_valid = torch.zeros_like(future_is_valid)
+    shows = lacking != "a foresight expert"
+    latents = draw(batch, views, 3, 2, 2), draw(batch, views, 3, 2, 2)
+    prediction = Prediction(
+        velocity=weights[0] * draw(batch, chunk, dims),
+        target_velocity=draw(batch, chunk, dims),
+        future_latents=weights[1] * latents[0] if shows else None,
+        target_future_latents=latents[1] if shows else None,
+    )
+    content = draw(batch, views, 2, 2) > -1
+    targets = Targets(
+        torch.zeros(batch, chunk, dims), action_is_valid, torch.zeros(batch, views, 3, 1, 1), future_is_valid, content
+    )
+    return prediction, targets, torch.ones(batch, views, dtype=torch.bool), weights
+
+
+def mean_gradients_over_two_ranks(rank: int, meeting_place: str) -> dict[str, list[float]]:
+    """What data-parallel training makes of the ranks' losses; run in two processes."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    found: dict[str, list[float]] = {}
+    for lacking in LACKING:
+        prediction, targets, present, weights = part_of_rank(rank, lacking)
+        losses = compute_losses(prediction, targets, present, lambda_gen=0.3, across_ranks=True)
+        losses.total.backward()
+        numbers = torch.stack(
+            [w.grad if w.grad is not None else torch.zeros(()) for w in weights]
+            + [losses.total.detach(), losses.action.detach(), losses.foresight.detach()]
+        )
+        torch.distributed.all_reduce(numbers)
+        found[lacking] = (numbers / 2).tolist()
+    alone = compute_losses(*part_of_rank(rank, "nothing")[:3], lambda_gen=0.3, across_ranks=False)
+    found["alone"] = [float(alone.total.detach())]
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[float]]]:
+    """``mean_gradients_over_two_ranks`` of each rank."""
+    meeting_place = tmp_path_factory.mktemp("ranks") / "store"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(meeting_place)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_two_ranks_learn_what_one_rank_with_both_batches_would(two_ranks: list[dict[str, list[float]]], lacking: str):
+    """The mean of the ranks' gradients, which is what DDP makes, is that of the joined batch."""
+    parts = [part_of_rank(rank, lacking) for rank in range(2)]
+    predictions, targets, present = ([part[i] for part in parts] for i in range(3))
+
+    def joined(items: list[Prediction] | list[Targets], name: str) -> torch.Tensor | None:
+        tensors = [getattr(item, name) for item in items]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    losses = compute_losses(
+        Prediction(**{f: joined(predictions, f) for f in Prediction.__dataclass_fields__}),  # type: ignore[arg-type]
+        Targets(**{f: joined(targets, f) for f in Targets.__dataclass_fields__}),  # type: ignore[arg-type]
+        torch.cat(present),
+        lambda_gen=0.3,
+    )
+    losses.total.backward()
+    gradients = [
+        sum(float(part[3][i].grad) if part[3][i].grad is not None else 0.0 for part in parts) for i in range(2)
+    ]
+    expected = [*gradients, *(float(value.detach()) for value in (losses.total, losses.action, losses.foresight))]
+    for of_rank in two_ranks:
+        assert of_rank[lacking] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_without_counting_across_ranks_two_ranks_would_learn_something_else(two_ranks: list[dict[str, list[float]]]):
+    """A rank with few valid elements would weigh as much as one with many; each term by itself says so."""
+    mean_of_means = sum(of_rank["alone"][0] for of_rank in two_ranks) / 2
+    assert abs(mean_of_means - two_ranks[0]["nothing"][2]) > 0.01
+
+
+if __name__ == "__main__":
+    print(json.dumps(mean_gradients_over_two_ranks(int(sys.argv[1]), sys.argv[2])))
