@@ -1,8 +1,8 @@
 """MuJoCo, and a way for it to draw without a display. The other files import ``mujoco`` from here.
 
-MuJoCo takes its way to OpenGL from the variable ``MUJOCO_GL`` and without it wants a display. Here a variable that is not
-set means, on Linux: ``egl`` where EGL has a device (a GPU's driver, or Mesa's software renderer, which needs no GPU), else
-``osmesa`` where that library is installed. Physics needs neither.
+MuJoCo takes its way to OpenGL from the variable ``MUJOCO_GL`` and without it wants a display. Here a variable that is
+not set means, on Linux: ``egl`` where EGL has a device (a GPU's driver, or Mesa's software renderer, which needs no
+GPU), else ``osmesa`` where that library is installed. Physics needs neither.
 """
 
 import ctypes
