@@ -23,13 +23,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_internvla.data.rank_plan import RANK_STRATEGIES
 from lerobot_internvla.model.architecture import CAMERA_SLOTS
 from lerobot_internvla.yaml_lines import Problems, YamlFile, check_keys, did_you_mean
 
 DEFAULT_INTERVAL_S = 0.5
 """Seconds between past, now and future: 15 frames at 30 fps (paper section "Architecture")."""
 
-RANK_STRATEGIES = ("exact", "lpt")
 RULES = ("uniform", "frames", "episodes")
 ACTION_AND_FORESIGHT, FORESIGHT = "action+foresight", "foresight"
 SUPERVISIONS = (ACTION_AND_FORESIGHT, FORESIGHT)
