@@ -107,7 +107,8 @@ class LoadedPolicy:
             raise
         except Exception as error:  # any policy, any library below it
             raise InternVLAError(
-                f"{self.name}: {type(policy).__name__} cannot predict from this dataset: {type(error).__name__}: {error}"
+                f"{self.name}: {type(policy).__name__} cannot predict chunks from this dataset. "
+                f"{type(error).__name__}: {error}"
             ) from error
         chunks = chunks.detach().float().cpu()
         if chunks.ndim != 3 or chunks.shape[0] != len(seeds):
@@ -220,15 +221,18 @@ def training_episodes(path: str, meta: LeRobotDatasetMetadata) -> set[int] | Non
     """Episodes of this dataset that the checkpoint was trained on, as its train_config.json says.
 
     Returns:
-        None when that cannot be known: no such file, or a dataset of another name.
+        None when that cannot be known: no such file; a dataset of another name, or of the same name in another folder
+        or, as lineage.json tells, with another number of frames.
     """
-    file = Path(path, TRAIN_CONFIG)
     try:
-        dataset = json.loads(file.read_text(encoding="utf-8"))["dataset"]
-        repo_id, episodes, split = dataset["repo_id"], dataset["episodes"], dataset.get("eval_split") or 0.0
+        dataset = json.loads(Path(path, TRAIN_CONFIG).read_text(encoding="utf-8"))["dataset"]
+        repo_id, root, episodes = dataset["repo_id"], dataset["root"], dataset["episodes"]
+        split = dataset.get("eval_split") or 0.0
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if repo_id != meta.repo_id:
+    frames = _frames_in_training(path, repo_id)
+    is_elsewhere = root is not None and Path(root).resolve() != Path(meta.root).resolve()
+    if repo_id != meta.repo_id or (is_elsewhere if frames is None else frames != meta.total_frames):
         return None
     chosen = list(range(meta.total_episodes)) if episodes is None else [int(episode) for episode in episodes]
     if not split:
@@ -240,3 +244,12 @@ def training_episodes(path: str, meta: LeRobotDatasetMetadata) -> set[int] | Non
         tasks = rows[episode]["tasks"]
         by_task.setdefault(tasks[0] if tasks else "", []).append(episode)
     return {episode for same in by_task.values() for episode in same[: len(same) - math.ceil(len(same) * split)]}
+
+
+def _frames_in_training(path: str, repo_id: str) -> int | None:
+    """Size of the dataset as our checkpoints note it in lineage.json; None if nothing is noted."""
+    try:
+        datasets = json.loads(Path(path, "lineage.json").read_text(encoding="utf-8"))["datasets"]
+        return next(int(entry["frames"]) for entry in datasets if entry["repo_id"] == repo_id)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
