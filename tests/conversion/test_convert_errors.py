@@ -79,6 +79,10 @@ def test_a_truncated_file(source: Path, words: Path):
 def test_no_such_folder_and_no_such_repository(tmp_path: Path, words: Path):
     with pytest.raises(InternVLAError, match=r"There is no checkpoint folder '\./nowhere'"):
         convert("./nowhere", tmp_path / "policy")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InternVLAError, match=r"is a file\. Pass the folder that it lies in"):
+        convert(tmp_path / "model.safetensors", tmp_path / "policy")
+    (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InternVLAError, match=r"'nobody/nothing' at revision 'v2' .*cannot be had from the Hub"):
         convert("nobody/nothing", tmp_path / "policy", revision="v2")
     assert leftovers(tmp_path) == []
@@ -200,8 +204,14 @@ def test_the_command_says_what_is_wrong_in_one_line_and_ends_with_2(source: Path
     said = capsys.readouterr().err
     assert said.startswith("internvla-convert: Unknown embodiment 'alhoa'. Did you mean 'aloha'?")
     assert "genie1" in said
-    assert main([str(source), str(source.parent / "policy"), "--camera", "head"]) == 2
-    assert "expected SLOT=KEY" in capsys.readouterr().err
+    cameras = ["head", "heda=observation.images.top", "head=top", *["left_wrist=observation.images.hand"] * 2]
+    flags = [flag for camera in cameras for flag in ("--camera", camera)]
+    assert main([str(source), str(source.parent / "policy"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("expected SLOT=KEY") == 3
+    assert "left_wrist is observation.images.hand already; slots are head, left_wrist, right_wrist" in said
+    assert main([str(source), str(source.parent / "policy"), *flags[-2:]]) == 2
+    assert "head is missing" in capsys.readouterr().err
     assert main([str(source), str(source.parent / "policy"), "--export-reference", "--verify"]) == 2
     assert "--verify: no meaning with --export-reference" in capsys.readouterr().err
 
@@ -359,7 +369,7 @@ def test_a_folder_of_before_is_verified_as_it_is(source: Path, words: Path, caps
     choices = ["--text-tokenizer", str(words), "--actions", "relative", "--absolute-dims", "0"]
     assert main([*flags, *choices]) == 0
     before = {file: file.stat().st_mtime_ns for file in destination.rglob("*")}
-    capsys.readouterr()
+    assert "model.safetensors: 100%" in capsys.readouterr().err  # the progress bar of the conversion
     assert main([*flags, "--verify"]) == 0
     said = capsys.readouterr().out
     assert (

@@ -94,6 +94,12 @@ def test_numbers_that_prove_nothing_lead_to_a_question():
     assert said.reasons[1] == "relative actions: dataset.action_mode in train_config.json"
 
 
+def test_absolute_actions_have_no_list_of_absolute_dims():
+    entries = {"aloha": robot_statistics({"observation.state": 14, "action": 14})}
+    with pytest.raises(InternVLAError, match="no meaning with --actions absolute"):
+        describe_robot(entries, actions="absolute", absolute_dims=(6,))
+
+
 def test_dims_that_stay_absolute_can_be_listed():
     entry = robot_statistics({"observation.state": 5, "action": 5})
     with pytest.raises(InternVLAError, match="has no list of relative dims"):

@@ -186,3 +186,7 @@ def test_the_command_prints_the_sum(capsys: pytest.CaptureFixture[str], tmp_path
     assert "GB at the peak (weights" in capsys.readouterr().out
     assert main(["--memory", str(tmp_path / "nothing.yaml")]) == 2
     assert "internvla-summary: There is no file" in capsys.readouterr().err
+    for text in ("policy: [", "steps: many", "speed: 3"):
+        (tmp_path / "wrong.yaml").write_text(text)
+        assert main(["--memory", str(tmp_path / "wrong.yaml")]) == 2
+        assert "is no lerobot-train configuration" in capsys.readouterr().err

@@ -136,6 +136,15 @@ def test_a_checkpoint_that_is_not_whole_is_refused_with_all_that_is_missing(tmp_
     assert not (tmp_path / "bundle").exists()
 
 
+def test_folders_that_are_no_policies_of_ours(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"resolved": {}}')
+    with pytest.raises(InternVLAError, match="is no policy of this library"):
+        make_bundle(tmp_path, tmp_path.parent / "bundle")
+    (tmp_path / "config.json").write_text('{"type": "qwena1"}')
+    with pytest.raises(InternVLAError, match="internvla-convert SOURCE DEST"):
+        make_bundle(tmp_path, tmp_path.parent / "bundle")
+
+
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = checkpoint("tiny", tmp_path)
     (tmp_path / "bundle").mkdir()

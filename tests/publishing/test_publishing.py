@@ -287,6 +287,8 @@ def test_what_is_no_checkpoint_of_ours_is_refused_with_the_folder_that_may_be_me
         plan_upload(tmp_path / "out", "me/x")
     with pytest.raises(InternVLAError, match="expected owner/name"):
         plan_upload(last / "pretrained_model", "x")
+    with pytest.raises(InternVLAError, match="--base_policy is for adapters"):
+        plan_upload(last / "pretrained_model", "me/x", base_policy="me/base")
     config = last / "pretrained_model" / "config.json"
     config.write_text('{"type": "act"}')
     with pytest.raises(InternVLAError, match="type 'act'"):

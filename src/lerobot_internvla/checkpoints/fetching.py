@@ -60,6 +60,8 @@ def fetch(source: str | Path, patterns: Sequence[str], *, what: str, revision: s
         if revision is not None:
             raise InternVLAError(f"{name!r} is a folder; --revision {revision} is for Hub repositories.")
         return Fetched(folder, folder.resolve().name, None, on_hub=False)
+    if folder.exists():
+        raise InternVLAError(f"{name!r} is a file. Pass the folder that it lies in: {str(folder.parent)!r}.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise InternVLAError(
             f"There is no {what} folder {name!r}. Pass a folder, or a Hub id owner/name (with --revision if needed)."

@@ -23,15 +23,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_internvla.action_space import relative_mask_for
 from lerobot_internvla.camera_slots import resolve_camera_slots
 from lerobot_internvla.checkpoints.fetching import Fetched, fetch
+from lerobot_internvla.checkpoints.policy_config import read_policy_config
 from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
 from lerobot_internvla.checkpoints.tensor_stream import Progress, copy_tensors, read_header
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
@@ -59,6 +60,7 @@ from lerobot_internvla.model.action_head import MAX_PERIOD, MIN_PERIOD
 from lerobot_internvla.model.architecture import VARIANTS, Architecture
 from lerobot_internvla.model.flow import NoiseSeeds
 from lerobot_internvla.publishing.model_card import write_card
+from lerobot_internvla.statistics import Representation
 from lerobot_internvla.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -234,10 +236,12 @@ def verify_converted(source: str | Path, folder: Path, *, revision: str | None =
     record = read_provenance(folder)
     if record is None:
         raise InternVLAError(f"{str(folder)!r} has no {PROVENANCE}: internvla-convert did not make it.")
-    config: Any = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
-    is_relative = relative_mask_for(
-        config.action_feature_names, config.state_feature_names, absolute_indices=config.absolute_joint_indices
-    )
+    config = read_policy_config(folder, "--device=cpu")
+    absolute_dims = None
+    if config.action_representation == "relative":
+        names = config.action_feature_names, config.state_feature_names
+        is_relative = relative_mask_for(*names, absolute_indices=config.absolute_joint_indices)
+        absolute_dims = tuple(dim for dim, relative in enumerate(is_relative) if not relative)
     without_statistics = record["statistics"] is None
     fetched = fetch(source, (WEIGHTS, CONFIG, STATISTICS, TRAIN_CONFIG), what="checkpoint", revision=revision)
     reference = read_reference(fetched.folder)
@@ -247,8 +251,8 @@ def verify_converted(source: str | Path, folder: Path, *, revision: str | None =
         without_statistics=without_statistics,
         embodiment=record["embodiment"],
         statistics_key=record["statistics_key"],
-        actions=config.action_representation,
-        absolute_dims=tuple(dim for dim, relative in enumerate(is_relative) if not relative),
+        actions=cast(Representation, config.action_representation),
+        absolute_dims=absolute_dims,
     )
     return verify_conversion(folder, reference, robot)
 

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lerobot.configs import PreTrainedConfig
 from safetensors.torch import load_file
 
+from lerobot_internvla.checkpoints.policy_config import read_policy_config
 from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
 from lerobot_internvla.checkpoints.tensor_stream import StoredTensor, copy_tensors, read_header
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
@@ -63,7 +63,9 @@ def export_reference(
     """
     destination = destination.expanduser()
     check_destination(destination, overwrite=overwrite, sources=(folder,))
-    config = _config(folder)
+    config = read_policy_config(folder)
+    if config.use_peft:
+        raise InternVLAError(f"{str(folder)!r} is an adapter. Merge it into its base policy first, then export that.")
     architecture = config.architecture
     table = key_table(architecture.family)
     record = read_provenance(folder)
@@ -106,20 +108,6 @@ def export_reference(
         written = sorted(path.name for path in staged.iterdir())
     dtypes = sorted({entry.dtype for entry in policy.values()})
     return [f"exported: {destination} ({', '.join(written)}; {', '.join(dtypes)})"]
-
-
-def _config(folder: Path) -> InternVLAA1Config:
-    if not (folder / CONFIG).is_file():
-        raise InternVLAError(f"There is no {CONFIG} in {str(folder)!r}. Pass a policy folder of type internvla_a1.")
-    try:
-        config: Any = PreTrainedConfig.from_pretrained(folder)
-    except ValueError as error:
-        raise InternVLAError(f"{str(folder)!r} is no policy of this library: {error}") from error
-    if not isinstance(config, InternVLAA1Config):
-        raise InternVLAError(f"{str(folder)!r} holds a policy of type {config.type!r}, expected 'internvla_a1'.")
-    if config.use_peft:
-        raise InternVLAError(f"{str(folder)!r} is an adapter. Merge it into its base policy first, then export that.")
-    return config
 
 
 def _settings(config: InternVLAA1Config) -> dict[str, Any]:

@@ -291,6 +291,8 @@ def choose_representation(
         mask = embodiment.relative
     absolute: tuple[Representation, tuple[bool, ...]] = ("absolute", (False,) * dim)
     if wanted == "absolute":
+        if absolute_dims is not None:
+            raise InternVLAError("--absolute-dims has no meaning with --actions absolute: all dims are absolute then.")
         return *absolute, "--actions absolute"
     if wanted == "relative":
         if mask is None:

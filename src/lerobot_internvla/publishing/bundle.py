@@ -30,7 +30,6 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -38,6 +37,7 @@ from packaging.version import Version
 
 from lerobot_internvla.checkpoints.adapters import base_of, is_adapter, merge_adapter
 from lerobot_internvla.checkpoints.fetching import fetch
+from lerobot_internvla.checkpoints.policy_config import read_policy_config
 from lerobot_internvla.checkpoints.staging import check_destination, check_disk, staged_folder
 from lerobot_internvla.checkpoints.tensor_stream import file_checksum
 from lerobot_internvla.checkpoints.whole_folder import why_not_whole
@@ -257,12 +257,10 @@ def _policy_files(source: Path) -> Iterator[Path]:
 
 def _check_whole(folder: Path) -> None:
     """Refuse a policy that would look for something elsewhere."""
-    config = PreTrainedConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+    config = read_policy_config(folder) if (folder / "config.json").is_file() else None
     problems = [f"{name} is missing" for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if config is not None and not isinstance(config, InternVLAA1Config):
-        raise InternVLAError(f"{str(folder)!r} holds a policy of type {config.type!r}, expected 'internvla_a1'.")
     needed = {"text_tokenizer": "the text tokenizer"}
-    if isinstance(config, InternVLAA1Config) and config.use_foresight:
+    if config is not None and config.use_foresight:
         needed["image_tokenizer"] = "the image tokenizer"
     problems += [f"{name}/ ({what}) is missing" for name, what in needed.items() if not (folder / name).is_dir()]
     if problems:
@@ -274,8 +272,7 @@ def _check_whole(folder: Path) -> None:
 
 def _make_portable(policy: Path) -> InternVLAA1Config:
     """No names of other places in config.json, and processors (LeRobot's stock ones) if the checkpoint has none."""
-    config = PreTrainedConfig.from_pretrained(policy)
-    assert isinstance(config, InternVLAA1Config), "_check_whole has seen it"
+    config = read_policy_config(policy)
     config.text_tokenizer = config.image_tokenizer = None
     config.pretrained_path = config.pretrained_revision = None
     # Of the robot, not of this computer (which the loader has just put there): without such a GPU LeRobot takes what

@@ -123,6 +123,8 @@ def plan_upload(
     _require_checkpoint(folder)
     if repo_id.count("/") != 1:
         raise InternVLAError(f"--repo_id={repo_id!r}: expected owner/name, as in https://huggingface.co/owner/name.")
+    if base_policy is not None and not (folder / "adapter_config.json").is_file():
+        raise InternVLAError(f"--base_policy is for adapters; {str(folder)!r} is a whole policy. Leave it out.")
     facts = facts or read_card_facts(
         folder, repo_id=repo_id, licence=licence, eval_info=eval_info, foresight=foresight, base_policy=base_policy
     )

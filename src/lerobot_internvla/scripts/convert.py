@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.model.architecture import CAMERA_SLOTS
 from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
@@ -63,11 +64,21 @@ def _parser() -> argparse.ArgumentParser:
 def _cameras(pairs: Sequence[str] | None) -> dict[str, str] | None:
     if not pairs:
         return None
-    split = [pair.partition("=") for pair in pairs]
-    wrong = [pair for pair, (_, equals, key) in zip(pairs, split, strict=True) if not equals or not key]
-    if wrong:
-        raise InternVLAError(f"--camera {wrong[0]}: expected SLOT=KEY, such as head=observation.images.top.")
-    return {slot: key for slot, _, key in split}
+    cameras: dict[str, str] = {}
+    problems: list[str] = []
+    for pair in pairs:
+        slot, equals, key = pair.partition("=")
+        if not equals or slot not in CAMERA_SLOTS or not key.startswith("observation.image"):
+            problems.append(f"--camera {pair}: expected SLOT=KEY, such as head=observation.images.top")
+        elif slot in cameras:
+            problems.append(f"--camera {pair}: {slot} is {cameras[slot]} already")
+        else:
+            cameras[slot] = key
+    if not problems and "head" not in cameras:
+        problems.append("--camera: head is missing, which the model requires")
+    if problems:
+        raise InternVLAError("; ".join([*problems, f"slots are {', '.join(CAMERA_SLOTS)}"]) + ".")
+    return cameras
 
 
 _CHOICES = (

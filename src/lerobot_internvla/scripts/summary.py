@@ -77,7 +77,10 @@ def memory_of(train_config: Path) -> MemoryEstimate:
 
     if not train_config.is_file():
         raise InternVLAError(f"There is no file {str(train_config)!r}. Pass a lerobot-train configuration (YAML).")
-    config = draccus.parse(TrainPipelineConfig, config_path=train_config, args=["--dataset.repo_id=any/dataset"])
+    try:
+        config = draccus.parse(TrainPipelineConfig, config_path=train_config, args=["--dataset.repo_id=any/dataset"])
+    except draccus.utils.ParsingError as error:
+        raise InternVLAError(f"{str(train_config)!r} is no lerobot-train configuration: {error}") from error
     policy = config.policy
     if not isinstance(policy, InternVLAA1Config):
         raise InternVLAError(f"{str(train_config)!r} does not train internvla_a1.")
