@@ -158,6 +158,19 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
             InternVLAError: nothing was pushed since the last reset, or the moment lies so far back that its frames
                 were dropped already.
         """
+        return self._nearest(now_s).frames  # pyright: ignore[reportReturnType]  # the type that push was given
+
+    def gap_s(self, now_s: float) -> float:
+        """How far in time the frames of ``past(now_s)`` are from the moment asked for; 0 at the start of an episode.
+
+        Raises:
+            InternVLAError: as ``past``.
+        """
+        found = self._nearest(now_s)
+        wanted_s = now_s - self.interval_s
+        return 0.0 if found.ordinal == 0 and wanted_s < found.timestamp_s else abs(found.timestamp_s - wanted_s)
+
+    def _nearest(self, now_s: float) -> _TimedFrames:
         entries = self._entries
         if not entries:
             raise InternVLAError("The frame history is empty; push a frame first.")
@@ -167,8 +180,12 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
                 f"Frames of {wanted_s} s were asked for, but the oldest kept are of {entries[0].timestamp_s} s; ask "
                 f"no later than {self.interval_s} s after a newer frame arrived, and use one clock for push and past."
             )
-        nearest = min(entries, key=lambda entry: abs(entry.timestamp_s - wanted_s))
-        return nearest.frames  # pyright: ignore[reportReturnType]  # the type that push was given
+        return min(entries, key=lambda entry: abs(entry.timestamp_s - wanted_s))
+
+    @property
+    def newest_s(self) -> float:
+        """When the newest frames were taken; minus infinity before the first."""
+        return self._newest_s
 
     @property
     def memory_bytes(self) -> int:

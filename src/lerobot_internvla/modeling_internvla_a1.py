@@ -26,6 +26,7 @@ from accelerate import init_empty_weights
 from draccus.utils import DecodingError
 from huggingface_hub import snapshot_download
 from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.policies.rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
@@ -33,7 +34,14 @@ from lerobot_internvla.errors import InternVLAError
 
 from .action_space import ActionSpace, joint_names, relative_mask_for
 from .action_spaces import ActionSpaces
-from .batch_keys import CAMERA_IS_PRESENT, EMBODIMENT_INDEX, LATENT_IS_CONTENT, SOURCE_INDEX
+from .batch_keys import (
+    CACHED_LATENTS,
+    CAMERA_IS_PRESENT,
+    CONTROL_TICK,
+    EMBODIMENT_INDEX,
+    LATENT_IS_CONTENT,
+    SOURCE_INDEX,
+)
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
 from .checkpoints.inheritance import describe_inheritance
@@ -43,7 +51,7 @@ from .configuration_internvla_a1 import InternVLAA1Config
 from .conversion.unconverted import refuse_unconverted
 from .data import exact_resume
 from .embodiments.rows import Row, build_action_spaces, choose_robot, read_rows, row_of_dataset
-from .history import FrameHistory
+from .history import FrameHistory, TimedFrameHistory
 from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
 from .images import content_box, content_mask, letterbox
@@ -53,6 +61,8 @@ from .model.internvla_a1 import InternVLAA1, Prefill
 from .model.losses import read_floats
 from .publishing.following import follow_lerobot
 from .publishing.lineage import Lineage
+from .serving.faults import refuse_unusable_actions, refuse_unusable_state
+from .serving.realtime import make_rtc_processor, sample_guided, without_padding
 from .source_log import SourceLog
 from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
 from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
@@ -142,7 +152,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
             self.model.sample_actions = torch.compile(self.model.sample_actions, mode=config.compile_mode)
 
         self._source_log = None if self.mixture is None else self._log_of_sources(self.mixture)
-        self._told_no_history = False
+        self._rtc: RTCProcessor | None = None
+        self._told_no_history = self._told_sparse_history = self._told_late_guidance = False
         self.last_predicted_latents: Tensor | None = None
         self._imagined_latents: Tensor | None = None
         self.reset()
@@ -859,6 +870,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """Forget queue and history; LeRobot calls it at the start of an episode."""
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self._history: FrameHistory[dict[str, Tensor]] | None = None
+        self._moments: TimedFrameHistory[dict[str, Tensor]] | None = None
+        self._episode = object()
         self.last_predicted_latents = self._imagined_latents = None
         self._driver: int | None = None
 
@@ -909,8 +922,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
             return {slot: frames[:, :2] for slot, frames in cameras.items()}
         if not self._told_no_history:
             logger.warning(
-                "predict_action_chunk got single frames: the past frame is taken to be the current one, as at the "
-                "start of an episode. select_action keeps the history by itself; or pass frames [B, 2, 3, H, W] "
+                "predict_action_chunk got single frames and does not know when they were taken: the past frame is "
+                "taken to be the current one, as at the start of an episode. select_action keeps the history by "
+                "itself; pass tick= (the moment, in control ticks) to have it kept here, or frames [B, 2, 3, H, W] "
                 "(past, now)."
             )
             self._told_no_history = True
@@ -924,27 +938,178 @@ class InternVLAA1Policy(PreTrainedPolicy):
             observation, with_foresight=with_foresight, reference_positions=self.config.reference_positions
         )
 
-    def _sample(self, batch: dict[str, Any], prefill: Prefill, noise: Tensor | None) -> Tensor:
+    def _sample(
+        self,
+        batch: dict[str, Any],
+        prefill: Prefill,
+        noise: Tensor | None,
+        left_over: Tensor | None = None,
+        inference_delay: int = 0,
+    ) -> Tensor:
         """Absolute actions [B, chunk_size, A] in robot units."""
         state = self._state(batch)
         architecture = self.config.architecture
         if noise is None:
             shape = (state.shape[0], self.config.chunk_size, architecture.max_action_dim)
             noise = self.config.noise_scale * torch.randn(shape, device=state.device, dtype=torch.float32)
-        actions = self.model.sample_actions(prefill, noise, self.config.num_inference_steps)
-        return self._driven(batch).decode_actions(actions, state)
+        if left_over is None or self._rtc is None:
+            actions = self.model.sample_actions(prefill, noise, steps)
+        else:
+            actions = sample_guided(
+                self.model,
+                prefill,
+                noise,
+                steps,
+                processor=self._rtc,
+                left_over=space.encode_actions(left_over, state),
+                action_dim=space.action_dim,
+                inference_delay=inference_delay,
+            )
+        actions = space.decode_actions(actions, state)
+        refuse_unusable_actions(actions, self._dim_names(batch)[1])
+        return actions
 
+    def _dim_names(self, batch: dict[str, Any]) -> tuple[list[str] | None, list[str] | None]:
+        """Names of state and action dims, where known, for messages."""
+        if not self.rows:
+            return self.config.state_feature_names, self.config.action_feature_names
+        self._driven(batch)
+        assert self.robot is not None
+        robot = self.rows[self.robot].embodiment
+        return list(robot.state_names), list(robot.action_names)
+
+    # ............ under real-time chunking, or behind a server: serving/
+
+    @property
+    def control_rate_hz(self) -> float | None:
+        """Frames per second of the training data, which is the rate that chunks are meant for; None where unknown."""
+        if self.config.fps is not None or not self.rows or self.robot is None:
+            return self.config.fps
+        return self.rows[self.robot].fps
+
+    def supports_rtc(self) -> bool:
+        """LeRobot asks before it offers ``--inference.type=rtc``."""
+        return True
+
+    def init_rtc_processor(self) -> None:
+        """Take over ``config.rtc_config``, which ``lerobot-rollout`` sets from ``--inference.rtc.*`` before this call.
+
+        LeRobot's RTC engine then hands the policy the frames of every control tick.
+        """
+        from .serving.rollout_engine import enter_rtc_engine
+
+        self._rtc = make_rtc_processor(getattr(self.config, "rtc_config", None), self.config.num_inference_steps)
+        if self._rtc is not None and self.config.compile_model:
+            # The guided sampler is a loop on the host, so its step is compiled; the sampler itself serves first chunks.
+            self.model.denoise_step = torch.compile(self.model.denoise_step, mode=self.config.compile_mode)
+        enter_rtc_engine()
+
+    def observe(self, frames: dict[str, Tensor], tick: float) -> None:
+        """Remember frames at whose moment no chunk is asked for; another thread may be predicting meanwhile.
+
+        Args:
+            frames: [B, 3, H, W] by camera key, uint8 or in [0, 1].
+            tick: when they were taken, in control ticks since any moment (seconds times the control rate).
+
+        Raises:
+            InternVLAError: a tick before that of the frames before; frames of another size.
+        """
+        if not self.config.use_foresight:
+            return
+        if self._moments is None:
+            self._moments = TimedFrameHistory(float(self._history_ticks()))
+        self._moments.push(tick, frames)
+
+    def _with_past(self, batch: dict[str, Any], tick: float | None) -> dict[str, Any]:
+        """The observation with what was seen one interval before ``tick`` beside each frame, where that is known."""
+        if CONTROL_TICK in batch:
+            tick = float(batch[CONTROL_TICK].flatten()[0])
+        now = {key: batch[key] for key in self._slots_of(batch).values() if key in batch}
+        if tick is None or not self.config.use_foresight or any(frames.ndim != 4 for frames in now.values()):
+            return batch
+        if self._moments is None or self._moments.newest_s < tick:
+            self.observe(now, tick)
+        moments = self._moments
+        assert moments is not None
+        past, gap = moments.past(tick), moments.gap_s(tick)
+        if gap > 1 and not self._told_sparse_history:
+            logger.warning(
+                "The past frame is %.1f ticks away from the moment that the model was trained with (%g ticks ago): "
+                "frames arrive too rarely. With LeRobot's robot_client pass --chunk_size_threshold=1.0.",
+                gap,
+                moments.interval_s,
+            )
+            self._told_sparse_history = True
+        pairs = {
+            key: torch.stack([_as_unit(past[key].to(frames.device)), _as_unit(frames)], dim=1)
+            for key, frames in now.items()
+            if key in past
+        }
+        return {**batch, **pairs}
+
+    def _left_over(self, left_over: Tensor | None, batch: dict[str, Any], inference_delay: int) -> Tensor | None:
+        """What is left of the chunk before, [1, S, A], where it shall guide the next; S at least 1."""
+        if left_over is None or self._rtc is None:
+            if left_over is not None and getattr(self.config, "rtc_config", None) is None:
+                raise InternVLAError(
+                    "prev_chunk_left_over is given, but RTC is not set up. Set policy.config.rtc_config = RTCConfig() "
+                    "and call policy.init_rtc_processor(), as lerobot-rollout does."
+                )
+            return None
+        horizon = self._rtc.rtc_config.execution_horizon
+        if inference_delay >= horizon and not self._told_late_guidance:
+            logger.warning(
+                "A chunk takes %d ticks and the execution horizon is %d: when it arrives, the part that was blended "
+                "with the chunk before is over, and the robot will jump. Pass --inference.rtc.execution_horizon=%d or "
+                "more (chunk_size is %d), or make inference faster.",
+                inference_delay,
+                horizon,
+                min(2 * inference_delay, self.config.chunk_size),
+                self.config.chunk_size,
+            )
+            self._told_late_guidance = True
+        steps = without_padding(left_over)[: self.config.chunk_size].to(self._state(batch).device)
+        return steps[None] if len(steps) else None
+
+    @torch.compiler.disable  # what is worth compiling, the sampler, is compiled by itself (compile_model)
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        *,
+        inference_delay: int = 0,
+        prev_chunk_left_over: Tensor | None = None,
+        tick: float | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Absolute actions [B, chunk_size, A] in robot units.
 
         Args:
             batch: an observation; cameras [B, 2, 3, H, W] (past, now), or [B, 3, H, W] as at the start of an episode.
             noise: [B, chunk_size, max_action_dim]; None draws it with standard deviation ``config.noise_scale``.
+            inference_delay: RTC: steps of the left-over chunk that will be executed before this one arrives.
+            prev_chunk_left_over: RTC: what is left of the chunk before, [S, A] as this method returned it (absolute,
+                robot units), filled up with rows of zeros. Guides the first steps of this chunk.
+            tick: when single frames were taken, in control ticks since any moment (seconds times the control rate);
+                grows from call to call, until ``reset``. The past is then what an earlier call, or ``observe``, showed
+                nearest to one interval before. Without it the past is taken to be now, and a warning says so.
+
+        Raises:
+            InternVLAError: a state, or actions, that are not finite; ``reset`` was called meanwhile: the chunk belongs
+                to an episode that is over.
         """
         self.eval()
+        episode = self._episode
+        refuse_unusable_state(self._state(batch), self._dim_names(batch)[0])
+        batch = self._with_past(batch, tick)
         with self._autocast():
-            return self._sample(batch, self._prefill(batch, with_foresight=False), noise)
+            prefill = self._prefill(batch, with_foresight=False)
+            left_over = self._left_over(prev_chunk_left_over, batch, inference_delay)
+            actions = self._sample(batch, prefill, noise, left_over, inference_delay)
+        if self._episode is not episode:
+            raise InternVLAError("The episode ended while a chunk for it was computed; the chunk is dropped.")
+        return actions
 
     @torch.no_grad()
     def predict_foresight(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -980,6 +1145,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.eval()
         cameras = self._cameras(batch)
         self._claim(next(iter(cameras.values())).shape[0])
+        state = self._state(batch)
+        if state.device.type == "cpu" or not self._action_queue:
+            refuse_unusable_state(state, self._dim_names(batch)[0])
         if self._history is None:
             self._history = FrameHistory(self._history_ticks())
         queue, history = self._action_queue, self._history  # whatever another thread resets meanwhile

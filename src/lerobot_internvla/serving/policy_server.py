@@ -1,0 +1,211 @@
+"""LeRobot's policy server for this policy: the GPU is elsewhere, the robot runs LeRobot's own ``robot_client``.
+
+    robot_client (unchanged)   observation, time  --gRPC-->  every frame recorded with its time
+                               actions with times <--gRPC--  chunk: past = the frame nearest to one interval before
+
+LeRobot's server has a closed list of policies, shows the policy the newest observation alone, drops observations whose
+joints moved by less than 1 (a whole radian, or a whole scene that changed around a resting arm), stretches pictures to
+the training resolution, and never resets the policy. Here all of that is different, and nothing else.
+
+This module needs grpc (extra ``async``). LeRobot's protocol is pickle over an open port: whoever can connect can run
+any program on this computer. ``refuse_public_address`` is the reason why that is nobody by default.
+"""
+
+import ipaddress
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from lerobot.async_inference.configs import PolicyServerConfig
+from lerobot.async_inference.constants import SUPPORTED_POLICIES
+from lerobot.async_inference.helpers import TimedAction, TimedObservation
+from lerobot.async_inference.policy_server import PolicyServer
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.processor import RenameObservationsProcessorStep
+from lerobot.utils.constants import OBS_IMAGES
+from torch import Tensor
+
+from lerobot_internvla.errors import InternVLAError
+
+from .rollout_engine import RobotView
+
+logger = logging.getLogger(__name__)
+
+POLICY_TYPE = "internvla_a1"
+
+
+@dataclass
+class InternVLAPolicyServerConfig(PolicyServerConfig):
+    """LeRobot's settings of its server, and three more.
+
+    Raises:
+        InternVLAError: an address that other computers can reach, without ``allow_any_peer``.
+    """
+
+    # Address to listen on. Other computers reach 127.0.0.1 through an ssh tunnel only.
+    host: str = "127.0.0.1"
+    # Listen where other computers can connect. Every one of them can then run any program here: see docs/robots.md.
+    allow_any_peer: bool = False
+    # The robot's camera keys -> the policy's, as for lerobot-rollout; the client has no such flag.
+    rename_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.allow_any_peer:
+            refuse_public_address(self.host, self.port)
+
+
+def refuse_public_address(host: str, port: int) -> None:
+    """Nothing, where only this computer can connect to ``host``.
+
+    Raises:
+        InternVLAError: anything but a loopback address, a host name other than localhost among it.
+    """
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise InternVLAError(
+            f"--host={host} can be reached by other computers, and LeRobot's protocol lets whoever connects run any "
+            "program on this one (it unpickles what it is sent). Listen on 127.0.0.1 and let the robot's computer come "
+            f"through ssh: there, run `ssh -N -L {port}:127.0.0.1:{port} <user>@<this computer>` and give robot_client "
+            f"--server_address=127.0.0.1:{port}. On a network where you trust every computer: --allow_any_peer=true."
+        )
+
+
+def admit_policy() -> None:
+    """Put this policy on LeRobot's list of served policies."""
+    if POLICY_TYPE not in SUPPORTED_POLICIES:
+        SUPPORTED_POLICIES.append(POLICY_TYPE)
+
+
+class InternVLAPolicyServer(PolicyServer):
+    """LeRobot's server, with a memory for frames. Other policies are served as LeRobot serves them."""
+
+    config: InternVLAPolicyServerConfig
+
+    def __init__(self, config: InternVLAPolicyServerConfig) -> None:
+        admit_policy()
+        super().__init__(config)
+        self._view: RobotView | None = None
+        self._predicting_for: TimedObservation | None = None
+        self._told_no_policy = False
+
+    # ------------------------------------------------------------------ the connection
+
+    def Ready(self, request: Any, context: Any) -> Any:
+        """A client (re)connects: an episode begins."""
+        answer = super().Ready(request, context)
+        self.last_processed_obs = None  # LeRobot keeps it: the new episode's first observations would be "similar"
+        if self.policy is not None:
+            self.policy.reset()
+        return answer
+
+    def SendPolicyInstructions(self, request: Any, context: Any) -> Any:
+        """The client names checkpoint and device; the policy is loaded."""
+        answer = super().SendPolicyInstructions(request, context)
+        self._view, self._told_no_policy = None, False
+        if self.policy is not None and self.policy_type == POLICY_TYPE:
+            step = next(s for s in self.preprocessor.steps if isinstance(s, RenameObservationsProcessorStep))
+            step.rename_map = {**step.rename_map, **self.config.rename_map}
+            self._view = RobotView(self.lerobot_features, step.rename_map, self.policy.config.image_features)
+            missing = sorted(set(self.policy.config.image_features) - set(self._view.cameras.values()))
+            if missing and not self.policy.rows:
+                theirs = [key for key in self.lerobot_features if key.startswith(OBS_IMAGES)]
+                raise InternVLAError(
+                    f"The robot has the cameras {', '.join(theirs) or 'none'}; the policy also needs "
+                    f"{', '.join(missing)}. Name the cameras so on the robot, or start the server with "
+                    f'--rename_map=\'{{"<theirs>": "{missing[0]}"}}\'.'
+                )
+        return answer
+
+    # ------------------------------------------------------------------ observations
+
+    @property
+    def policy_image_features(self) -> dict[str, PolicyFeature]:
+        """The sizes that LeRobot scales the robot's pictures to: their own. The policy letterboxes, as in training."""
+        if self._view is None:
+            return super().policy_image_features
+        shapes = {key: f["shape"] for key, f in self.lerobot_features.items() if key.startswith(OBS_IMAGES)}
+        return {key: PolicyFeature(FeatureType.VISUAL, (3, *shape[:2])) for key, shape in shapes.items()}
+
+    def _tick(self, observation: TimedObservation) -> float:
+        """The client's clock in control ticks of the training data."""
+        return observation.get_timestamp() * (self.policy.control_rate_hz or self.config.fps)
+
+    def _enqueue_observation(self, obs: TimedObservation) -> bool:
+        if self.policy is None:
+            if not self._told_no_policy:
+                logger.warning(
+                    "A client sends observations but never named a policy: this server was restarted, and LeRobot's "
+                    "client does not notice. Start the client again."
+                )
+                self._told_no_policy = True
+            return False
+        if self._view is not None:
+            raw = obs.get_observation()
+            try:
+                self._view.check(raw)
+            except InternVLAError as error:
+                logger.error("Observation #%d is not used: %s", obs.get_timestep(), error)
+                return False
+            try:
+                self.policy.observe(self._view.frames(raw), self._tick(obs))
+            except InternVLAError as error:  # the client's clock was set back, or a camera changed its resolution
+                logger.warning("The memory of frames begins anew: %s", error)
+                self.policy.reset()
+                self.policy.observe(self._view.frames(raw), self._tick(obs))
+        return super()._enqueue_observation(obs)
+
+    def _obs_sanity_checks(self, obs: TimedObservation, previous_obs: TimedObservation) -> bool:
+        if self._view is None:
+            return super()._obs_sanity_checks(obs, previous_obs)
+        with self._predicted_timesteps_lock:
+            return obs.get_timestep() not in self._predicted_timesteps
+
+    # ------------------------------------------------------------------ actions
+
+    def _predict_action_chunk(self, observation_t: TimedObservation) -> list[TimedAction]:
+        self._predicting_for = observation_t
+        try:
+            return super()._predict_action_chunk(observation_t)
+        except Exception:
+            # The client waits for this answer before it insists on another one: let any observation through instead.
+            self.last_processed_obs = None
+            with self._predicted_timesteps_lock:
+                self._predicted_timesteps.discard(observation_t.get_timestep())
+            raise
+
+    def _get_action_chunk(self, observation: dict[str, Any]) -> Tensor:
+        if self._view is None:
+            return super()._get_action_chunk(observation)
+        assert self._predicting_for is not None
+        chunk = self.policy.predict_action_chunk(observation, tick=self._tick(self._predicting_for))
+        return chunk[:, : self.actions_per_chunk]
+
+
+def serve(config: InternVLAPolicyServerConfig) -> None:
+    """Serve until the process ends."""
+    from concurrent import futures
+
+    import grpc
+    from lerobot.transport import services_pb2_grpc
+
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    services_pb2_grpc.add_AsyncInferenceServicer_to_server(InternVLAPolicyServer(config), server)
+    address = f"{config.host}:{config.port}"
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise InternVLAError(
+            f"Cannot listen on {address}: {error}. Is another server running there? Pass another --port."
+        ) from error
+    server.start()
+    logger.info("Policy server listens on %s. Stop it with Ctrl-C.", address)
+    try:
+        server.wait_for_termination()
+    except KeyboardInterrupt:
+        logger.info("Stopped.")
+    finally:
+        server.stop(grace=1.0).wait()

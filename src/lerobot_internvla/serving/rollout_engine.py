@@ -1,0 +1,149 @@
+"""Where we enter ``lerobot-rollout --inference.type=rtc``: the policy sees the frames of every control tick.
+
+LeRobot's RTC engine asks for a chunk every twenty ticks or so and shows the policy the newest observation alone, while
+the model compares it with the frame of half a second before. Its ``notify_observation``, called on every tick by the
+control loop, is therefore wrapped at run time, when a policy of ours is told to run under RTC:
+
+    control loop, every tick    observation -> checked -> frames to ``policy.observe`` with the number of the tick
+                                            -> the engine, with that number as ``observation.control_tick``
+    inference thread            observation -> processors -> ``predict_action_chunk``: past = tick - interval, exactly
+
+Engines with other policies fall through to the original. Two more things of the engine are mended for ours: after a
+reset it would predict once more from the last observation of the episode before, and it says nothing when the policy is
+so late that no action is left.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.processor import RenameObservationsProcessorStep
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
+from torch import Tensor
+
+from lerobot_internvla.batch_keys import CONTROL_TICK
+
+from .faults import refuse_unusable_observation
+
+logger = logging.getLogger(__name__)
+
+_TICK_NAME = "internvla_control_tick"
+
+
+class RobotView:
+    """How a robot's raw observations map to what the policy reads.
+
+    Args:
+        features: LeRobot's dataset features of the robot's observations (``hw_to_dataset_features``).
+        rename_map: the robot's keys -> the policy's, as of ``--rename_map``.
+        policy_cameras: keys of the cameras that the policy has.
+    """
+
+    def __init__(
+        self, features: Mapping[str, Mapping[str, Any]], rename_map: Mapping[str, str], policy_cameras: Any
+    ) -> None:
+        keys = {key: rename_map.get(key, key) for key in features if key.startswith(f"{OBS_IMAGES}.")}
+        self.cameras = {
+            theirs.removeprefix(f"{OBS_IMAGES}."): ours for theirs, ours in keys.items() if ours in policy_cameras
+        }
+        """The robot's name of a camera -> the policy's key."""
+        self.joints: list[str] = list(features[OBS_STATE]["names"]) if OBS_STATE in features else []
+
+    def check(self, observation: Mapping[str, Any]) -> None:
+        """Raises InternVLAError where a frame or a joint is missing or not a number."""
+        refuse_unusable_observation(observation, self.cameras, self.joints)
+
+    def frames(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
+        """[1, 3, H, W] by the policy's key, as the camera made them (views: whoever keeps them must copy)."""
+        return {
+            ours: torch.from_numpy(np.asarray(observation[theirs])).permute(2, 0, 1)[None]
+            for theirs, ours in self.cameras.items()
+        }
+
+
+def rename_map_of(preprocessor: Any) -> dict[str, str]:
+    """The ``--rename_map`` in a LeRobot pipeline; empty where there is none."""
+    return next(
+        (step.rename_map for step in preprocessor.steps if isinstance(step, RenameObservationsProcessorStep)), {}
+    )
+
+
+class _Feed:
+    """What one engine needs to feed its policy, and to notice that it runs dry."""
+
+    def __init__(self, engine: Any) -> None:
+        self.view = RobotView(
+            engine._hw_features, rename_map_of(engine._preprocessor), engine._policy.config.image_features
+        )
+        # A copy: the dictionary is shared with the rest of the rollout, which must not record the number.
+        engine._hw_features = {
+            **engine._hw_features,
+            CONTROL_TICK: {"dtype": "float32", "shape": (1,), "names": [_TICK_NAME]},
+        }
+        fps = engine._policy.control_rate_hz
+        if fps is not None and abs(fps - engine._fps) > 1e-6:
+            logger.warning(
+                "The robot runs at %g Hz and the policy was trained at %g Hz: chunks are executed, and the past is "
+                "taken, at the wrong speed. Pass --fps=%g.",
+                engine._fps,
+                fps,
+                fps,
+            )
+        self.tick = 0.0
+        self.dry_ticks = 0
+
+    def observe(self, engine: Any, observation: dict[str, Any]) -> dict[str, Any]:
+        self.view.check(observation)
+        self.tick += 1.0
+        engine._policy.observe(self.view.frames(observation), self.tick)
+        self._tell_if_dry(engine)
+        return {**observation, _TICK_NAME: self.tick}  # exact in float32 for six days at 30 Hz
+
+    def _tell_if_dry(self, engine: Any) -> None:
+        queue = engine.action_queue
+        if queue is None or queue.queue is None or not engine._policy_active.is_set():
+            self.dry_ticks = 0
+        elif queue.empty():
+            self.dry_ticks += 1
+            if self.dry_ticks == 1:
+                logger.warning(
+                    "The policy is late: no action is left, nothing is sent and the robot holds its last target. "
+                    "Lower num_inference_steps, use a faster device, or raise --inference.queue_threshold."
+                )
+        elif self.dry_ticks:
+            logger.warning("The policy is back after %d ticks without an action.", self.dry_ticks)
+            self.dry_ticks = 0
+
+
+def enter_rtc_engine() -> None:
+    """Wrap LeRobot's RTC engine, once per process."""
+    from lerobot.rollout.inference.rtc import RTCInferenceEngine
+
+    if hasattr(RTCInferenceEngine, "_internvla_feed"):
+        return
+    notify_observation, reset = RTCInferenceEngine.notify_observation, RTCInferenceEngine.reset
+
+    def is_ours(engine: Any) -> bool:
+        return engine._policy.config.type == "internvla_a1"  # through PEFT's wrapper too
+
+    @functools.wraps(notify_observation)
+    def notify(self: Any, obs: dict[str, Any]) -> None:
+        if is_ours(self):
+            if self._internvla_feed is None:
+                self._internvla_feed = _Feed(self)
+            obs = self._internvla_feed.observe(self, obs)
+        notify_observation(self, obs)
+
+    @functools.wraps(reset)
+    def forget(self: Any) -> None:
+        if is_ours(self):
+            with self._obs_lock:
+                self._obs_holder["obs"] = None
+        reset(self)
+
+    RTCInferenceEngine._internvla_feed = None  # pyright: ignore[reportAttributeAccessIssue]
+    RTCInferenceEngine.notify_observation = notify
+    RTCInferenceEngine.reset = forget
