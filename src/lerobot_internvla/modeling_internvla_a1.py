@@ -947,7 +947,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         inference_delay: int = 0,
     ) -> Tensor:
         """Absolute actions [B, chunk_size, A] in robot units."""
-        state = self._state(batch)
+        state, space, steps = self._state(batch), self._driven(batch), self.config.num_inference_steps
         architecture = self.config.architecture
         if noise is None:
             shape = (state.shape[0], self.config.chunk_size, architecture.max_action_dim)
@@ -1086,7 +1086,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """Absolute actions [B, chunk_size, A] in robot units.
 
         Args:
-            batch: an observation; cameras [B, 2, 3, H, W] (past, now), or [B, 3, H, W] as at the start of an episode.
+            batch: an observation; cameras [B, 2, 3, H, W] (past, now), or [B, 3, H, W].
             noise: [B, chunk_size, max_action_dim]; None draws it with standard deviation ``config.noise_scale``.
             inference_delay: RTC: steps of the left-over chunk that will be executed before this one arrives.
             prev_chunk_left_over: RTC: what is left of the chunk before, [S, A] as this method returned it (absolute,
