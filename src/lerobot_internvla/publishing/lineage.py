@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.data.sources import Mixture
 from lerobot_internvla.errors import InternVLAError
 
 from .privacy import is_local_path, redact_arguments
@@ -85,6 +86,7 @@ class DatasetFacts:
     repo_id: str
     revision: str | None = None
     robot_type: str | None = None
+    """LeRobot's; of a source of a mixture, the name of its embodiment."""
     episodes: int | None = None
     frames: int | None = None
     fps: float | None = None
@@ -151,11 +153,13 @@ class Lineage:
 
     def trained_on(self, dataset_meta: Any) -> "Lineage":
         """The same weights at the start of a training run on ``dataset_meta`` (LeRobot's dataset metadata)."""
-        facts = dataset_facts(dataset_meta)
-        kept = tuple(known for known in self.datasets if known.repo_id != facts.repo_id)
+        mixture = getattr(dataset_meta, "mixture", None)
+        facts = (dataset_facts(dataset_meta),) if mixture is None else facts_of_sources(mixture)
+        names = {dataset.repo_id for dataset in facts}
+        kept = tuple(known for known in self.datasets if known.repo_id not in names)
         return dataclasses.replace(
             self,
-            datasets=(*kept, facts),
+            datasets=(*kept, *facts),
             # A resumed run is typed as --resume=true and little else: the command that began it says more.
             command=self.command if self.command and "--resume=true" in sys.argv else _training_command(sys.argv),
             ranks=_ranks(),
@@ -253,6 +257,22 @@ def dataset_facts(dataset_meta: Any) -> DatasetFacts:
         frames=getattr(dataset_meta, "total_frames", None),
         fps=None if fps is None else float(fps),
         tasks=tuple(names[:20]),
+    )
+
+
+def facts_of_sources(mixture: Mixture) -> tuple[DatasetFacts, ...]:
+    """What a model card says about the datasets of a mixture, one entry per source."""
+    return tuple(
+        DatasetFacts(
+            repo_id=source.repo_id,
+            revision=source.revision,
+            robot_type=source.embodiment.name,
+            episodes=source.num_episodes,
+            frames=source.num_frames,
+            fps=source.fps,
+            share=source.weight,
+        )
+        for source in mixture.sources
     )
 
 

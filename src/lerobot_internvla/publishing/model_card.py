@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 from lerobot_internvla.camera_slots import resolve_camera_slots
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.embodiments.rows import Row, read_rows
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.summary import summarize
 
@@ -246,7 +247,7 @@ def _read_statistics(folder: Path) -> tuple[dict[str, DimStatistics], tuple[bool
     with safe_open(weights, framework="pt") as handle:
         for name in handle.keys():  # noqa: SIM118  # not a dictionary
             match = re.search(r"action_space\.(?:[\w.]*\.)?(\w+)$", name)
-            if match:
+            if match and ".robots." not in name:  # of several robots, none is the one of the card
                 found[match[1]] = handle.get_tensor(name).tolist()
     if not found.get("statistics_are_set") or "action_dim_is_valid" not in found:
         return {}, ()
@@ -397,7 +398,9 @@ def _datasets(facts: CardFacts) -> tuple[DatasetFacts, ...]:
     recorded = facts.lineage.datasets if facts.lineage is not None else ()
     dataset = (facts.train_config or {}).get("dataset") or {}
     name = dataset.get("repo_id")
-    if not name or name in {known.repo_id for known in recorded}:
+    # After a run on a mixture the name is that of the mixture, which is no dataset; its sources are recorded.
+    is_mixture = any(known.share is not None for known in recorded[-1:])
+    if not name or is_mixture or name in {known.repo_id for known in recorded}:
         return recorded
     return (*recorded, DatasetFacts(str(name), dataset.get("revision")))
 
@@ -461,10 +464,16 @@ def _use(facts: CardFacts) -> str:
         base = f"\n\nThis is an adapter: it is loaded over {named} (`adapter_config.json`)."
     statistics = (
         ""
-        if facts.action is not None
+        if facts.action is not None or facts.config.embodiments
         else "\n\n**It holds no normalisation statistics: it cannot act before it was fine-tuned.**"
     )
     purpose = "Research on robot manipulation: evaluation on the robot and cameras below, fine-tuning on others."
+    which = (
+        "\n\nThe policy knows several robots: add `--policy.embodiment=<name>` with a name of the table below, or, in "
+        "training, a new one."
+        if facts.config.embodiments
+        else ""
+    )
     return f"""## Intended use
 
 {purpose}{commercial}{base}{statistics}
@@ -474,11 +483,39 @@ pip install lerobot_policy_internvla_a1
 lerobot-eval --policy.path={repo} --env.type=<environment>
 lerobot-rollout --policy.path={repo} --robot.type=<robot> --task="<what to do>" --inference.type=sync
 lerobot-train --policy.path={repo} --dataset.repo_id=<your dataset> --policy.repo_id=<owner/name>
-```"""
+```{which}"""
+
+
+def _robots(rows: Mapping[str, Row], representation: str) -> str:
+    """The robots of a policy that was trained on a mixture."""
+    lines: list[tuple[str, ...]] = []
+    for name, row in rows.items():
+        robot = row.embodiment
+        relative = robot.relative_mask if representation == "relative" else (False,) * robot.action_dim
+        actions = [f"{dim}{' (relative)' * r}" for dim, r in zip(robot.action_names, relative, strict=True)]
+        lines.append(
+            (
+                f"`{name}`",
+                _text(robot.title),
+                f"{robot.state_dim}: {_text(', '.join(robot.state_names))}" if robot.state_dim else "none",
+                f"{robot.action_dim}: {_text(', '.join(actions))}" if robot.action_dim else "none, videos only",
+                ", ".join(robot.cameras),
+                NOT_RECORDED if row.fps is None else f"{row.fps:g}",
+            )
+        )
+    header = ("robot", "what it is", "state dims", "action dims", "cameras", "steps per second")
+    return (
+        "## Robots\n\nEach has its own statistics, in the weights (`action_space.robots.<name>.*`); units and gripper "
+        "conventions are in `config.json` under `embodiments`. Actions leave the policy absolute on every "
+        "path; *relative* dims are learned as offsets from the state at the start of the chunk.\n\n"
+        + _table(header, lines)
+    )
 
 
 def _robot(facts: CardFacts) -> str:
     config = facts.config
+    if config.embodiments:
+        return _robots(read_rows(config.embodiments), config.action_representation)
     state, action = config.robot_state_feature, config.action_feature
     state_dim, action_dim = (0 if f is None else int(f.shape[0]) for f in (state, action))
     relative = facts.action_is_relative or (False,) * action_dim
@@ -535,6 +572,8 @@ def _cameras(facts: CardFacts) -> str:
         size = f"{feature.shape[2]} x {feature.shape[1]}" if feature is not None else NOT_RECORDED
         rows.append((slot, f"`{key}`", size))
     fps = f"{config.fps:g} frames per second" if config.fps else f"frame rate {NOT_RECORDED}"
+    if config.embodiments and not config.fps:
+        fps = "the rate of each robot"
     lines = [
         "## Cameras and time",
         _table(("slot", "feature", "width x height in training"), rows),
@@ -546,8 +585,11 @@ def _cameras(facts: CardFacts) -> str:
     if config.use_foresight:
         frames = config.interval_frames
         seconds = f" = {frames / config.fps:.3g} s" if config.fps else f" ({NOT_RECORDED} in seconds)"
+        interval = f"{frames} frames{seconds}"
+        if config.embodiments and config.fps is None:
+            interval = f"{config.foresight_interval_s:g} s, at the rate of each robot"
         lines.append(
-            f"Foresight interval: {frames} frames{seconds}. The policy also reads the frame of one interval ago and "
+            f"Foresight interval: {interval}. The policy also reads the frame of one interval ago and "
             "keeps it by itself; run it at this rate."
         )
     else:
@@ -599,8 +641,12 @@ def _training(facts: CardFacts) -> str:
             for d in datasets
         ]
         lines.append(_table(("dataset", "share of samples", "episodes", "frames", "fps", "tasks"), rows))
-        if len(datasets) > 1 and all(d.share is None for d in datasets):
-            lines.append("Datasets in the order of training: the checkpoint was fine-tuned from one to the next.")
+        if len(datasets) > 1 and any(d.share is None for d in datasets):
+            mixed = any(d.share is not None for d in datasets)
+            lines.append(
+                "Datasets in the order of training: the checkpoint was fine-tuned from one to the next"
+                + ("; shares are those inside a mixture." if mixed else ".")
+            )
     else:
         lines.append(f"Datasets: {NOT_RECORDED}.")
     planned = "" if facts.steps is not None or train is None else f"; {_number(train.get('steps'))} were planned"
