@@ -185,6 +185,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             logger.info("Foresight interval: %d frames = %.3f s at %g fps.", frames, frames / config.fps, config.fps)
         if config.embodiments:
             self._add_robot(dataset_meta)
+            config.fps = None  # its row has it: the other robots have their own rates
 
     def _adopt_mixture(self, mixture: "Mixture") -> None:
         """The mixture's robots into the config, which is saved with the weights; robots of the checkpoint stay."""
