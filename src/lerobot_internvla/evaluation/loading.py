@@ -23,8 +23,10 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from lerobot_internvla.camera_slots import resolve_camera_slots
 from lerobot_internvla.checkpoints.adapters import load_with_adapter
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.embodiments.rows import choose_robot, read_rows
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.foresight.samples import interval_in_frames
 
@@ -71,8 +73,10 @@ class LoadedPolicy:
         Raises:
             InternVLAError: our policy at a frame rate that it does not know.
         """
+        if self.imagines:
+            return -history_frames(self.config, fps), 0
         if self.is_ours:
-            return (-interval_in_frames(self.config, fps), 0) if self.imagines else (0,)
+            return (0,)
         offsets = self.config.observation_delta_indices or [0]
         return tuple(sorted(offset for offset in offsets if offset <= 0)) or (0,)
 
@@ -192,6 +196,66 @@ def distinct_names(paths: Sequence[str], types: Sequence[str]) -> list[str]:
         own = [part for part in parts if part not in others]
         names.append(" ".join([kind, *own]) if rivals else kind)
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+# -------------------------------------------------------------------------------------------------------- what it reads
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a policy reads and answers, for the robot at hand."""
+
+    state_dim: int | None
+    """None: it reads no state, or does not say."""
+    action_dim: int | None
+    state_names: tuple[str, ...] | None
+    action_names: tuple[str, ...] | None
+    cameras: tuple[str, ...]
+    """Feature keys that must be there."""
+    fps: float | None
+    """Rate of its steps; None: it does not note one."""
+
+
+def expected_by(config: Any, state_dim: int | None, action_dim: int | None) -> Expected:
+    """What a policy of any type expects.
+
+    Args:
+        config: of the policy. One of several robots is chosen by name or by widths, and noted as ``embodiment``.
+        state_dim, action_dim: widths of the robot or dataset at hand.
+
+    Raises:
+        InternVLAError: a policy of several robots, of which none or more than one fits.
+    """
+    if isinstance(config, InternVLAA1Config) and config.embodiments:
+        rows = read_rows(config.embodiments)
+        config.embodiment = choose_robot(rows, config.embodiment, state_dim=state_dim, action_dim=action_dim)
+        row = rows[config.embodiment]
+        robot = row.embodiment
+        slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
+        return Expected(
+            robot.state_dim,
+            robot.action_dim,
+            robot.state_names,
+            robot.action_names,
+            tuple(key for slot, key in slots.items() if slot in robot.cameras),
+            config.fps or row.fps,
+        )
+    sides = (config.robot_state_feature, config.action_feature)
+    widths = [None if side is None else int(side.shape[0]) for side in sides]
+    names = [getattr(config, f"{side}_feature_names", None) for side in ("state", "action")]
+    given = [None if own is None else tuple(own) for own in names]
+    return Expected(*widths, *given, tuple(config.image_features), getattr(config, "fps", None))
+
+
+def history_frames(config: InternVLAA1Config, fps: float) -> int:
+    """Frames at ``fps`` between the past frame and now, for a policy with foresight.
+
+    Raises:
+        InternVLAError: the interval is not a whole number of frames.
+    """
+    if config.fps is None and config.foresight_interval_s is not None:  # several robots, each with its own rate
+        return max(1, round(config.foresight_interval_s * fps))
+    return interval_in_frames(config, fps)
 
 
 # ------------------------------------------------------------------------------------------------------------- dataset

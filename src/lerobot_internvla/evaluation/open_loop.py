@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.evaluation.joints import Joints, describe_joints
-from lerobot_internvla.evaluation.loading import LoadedPolicy, training_episodes
+from lerobot_internvla.evaluation.loading import LoadedPolicy, expected_by, training_episodes
 from lerobot_internvla.evaluation.scores import Errors
 from lerobot_internvla.foresight.samples import episode_positions
 
@@ -310,27 +310,31 @@ def misfits(
 ) -> list[str]:
     """Sentences on what a policy misses in a dataset; empty when it fits."""
     stored_as = {new: old for old, new in (rename_map or {}).items()}
-    problems: list[str] = []
-    for key, feature in (policy.config.input_features or {}).items():
-        stored = stored_as.get(key, key)
-        if stored not in meta.features:
-            cameras = ", ".join(meta.camera_keys) or "none"
-            hint = f'; the dataset has cameras {cameras}. Rename one: --rename_map=\'{{"<dataset key>": "{key}"}}\''
-            problems.append(f"it reads {key!r}, which the dataset does not have" + hint * ("image" in key))
-        elif "image" not in key and tuple(meta.features[stored]["shape"]) != tuple(feature.shape):
-            shape = tuple(meta.features[stored]["shape"])
-            problems.append(f"{key!r} has shape {shape} in the dataset, and the policy reads {tuple(feature.shape)}")
-    for key, feature in (policy.config.output_features or {}).items():
-        recorded = meta.features.get(key)
-        if recorded is not None and tuple(recorded["shape"]) != tuple(feature.shape):
-            problems.append(
-                f"it predicts {key!r} of shape {tuple(feature.shape)}, and the dataset's has {tuple(recorded['shape'])}"
-            )
-    rate = getattr(policy.config, "fps", None)
-    if policy.is_ours and rate is not None and abs(rate - meta.fps) > 1e-6:
+    features = meta.features
+
+    def width(key: str) -> int | None:
+        feature = features.get(stored_as.get(key, key))
+        return None if feature is None else int(feature["shape"][0])
+
+    try:
+        expected = expected_by(policy.config, width(OBS_STATE), width(ACTION))
+    except InternVLAError as error:
+        return [str(error)]
+    cameras = ", ".join(meta.camera_keys) or "none"
+    problems = [
+        f"it reads {key!r}, which the dataset does not have; its cameras are {cameras}. Rename one: "
+        f'--rename_map=\'{{"<dataset key>": "{key}"}}\''
+        for key in expected.cameras
+        if stored_as.get(key, key) not in features
+    ]
+    for key, wanted in ((OBS_STATE, expected.state_dim), (ACTION, expected.action_dim)):
+        if wanted is not None and width(key) != wanted:
+            has = "does not have" if width(key) is None else f"has {width(key)} of"
+            problems.append(f"it was trained on {wanted} dims of {key!r}, and the dataset {has} them")
+    if expected.fps is not None and abs(expected.fps - meta.fps) > 1e-6:
         problems.append(
-            f"its steps are {1 / rate:.4g} s apart ({rate:g} fps), the dataset's {1 / meta.fps:.4g} s ({meta.fps:g} "
-            "fps); step i would be compared with another moment"
+            f"its steps are {1 / expected.fps:.4g} s apart ({expected.fps:g} fps), the dataset's {1 / meta.fps:.4g} s "
+            f"({meta.fps:g} fps): step i would be compared with another moment"
         )
     return problems
 

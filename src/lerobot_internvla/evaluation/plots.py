@@ -1,4 +1,4 @@
-"""Pictures of open-loop results: chunks over the demonstration, and errors along the horizon. PNG bytes, drawn off screen.
+"""Pictures of open-loop results as PNG: chunks over the demonstration, and errors along the horizon.
 
 Colours are told apart with any kind of colour vision (Okabe and Ito); demonstrations are black, baselines grey.
 """
@@ -41,7 +41,7 @@ def colour_of(result: OpenLoopResult) -> dict[str, str]:
 
 
 def draw_episode(result: OpenLoopResult, plotted: PlottedEpisode) -> bytes:
-    """Every predicted chunk over the demonstration, one panel per joint; what the robot would execute is drawn thick."""
+    """Every predicted chunk over the demonstration, one panel per joint; executed steps are drawn thick."""
     colours, fps = colour_of(result), result.fps
     executed = {policy.name: policy.n_action_steps for policy in result.policies}
     with matplotlib.rc_context(_STYLE):

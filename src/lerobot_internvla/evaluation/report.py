@@ -70,7 +70,7 @@ def evaluate_foresight(
     rename_map: Mapping[str, str] | None = None,
     show_progress: bool = True,
 ) -> list[Foresight]:
-    """PSNR of the imagined future beside its two baselines, for the policies that imagine one.
+    """PSNR of the imagined future beside its two baselines, for the policies of one robot that imagine one.
 
     Args:
         n_samples: moments, drawn at random from all that have a future; the same for every policy.
@@ -81,11 +81,11 @@ def evaluate_foresight(
     """
     found: list[Foresight] = []
     for loaded in policies:
-        if not loaded.imagines or not n_samples:
+        if not loaded.imagines or loaded.config.embodiments or not n_samples:
             continue
         ahead = check_policy_and_dataset(loaded.policy, dataset.meta, rename_map)
         indices = choose_frames(dataset, ahead, n_samples, seed)
-        shown = {indices[i * len(indices) // n_panels] for i in range(min(n_panels, len(indices)))}
+        shown = {indices[(2 * i + 1) * len(indices) // (2 * n_panels)] for i in range(n_panels)}
         scores, panels = ForesightScores(), list[bytes]()
         samples = iterate_imagined(loaded.policy, dataset, indices, batch_size, rename_map=rename_map)
         name = f"foresight of {loaded.name}"
