@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lerobot_internvla.errors import InternVLAError
 
-from .video_reader import SparseVideoReader, read_sparsely
+from .video_reader import SparseVideoReader, take_over
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,12 @@ def cache_frames(dataset: Any, limit_gb: float) -> None:
             f"policy.cache_frames_gb={limit_gb} needs a local dataset; {type(dataset).__name__} streams. "
             "Drop --dataset.streaming=true or set --policy.cache_frames_gb=0."
         )
-    read_sparsely(dataset)
+    keep_frames(reader, limit_gb)
+
+
+def keep_frames(reader: DatasetReader, limit_gb: float) -> None:
+    """``cache_frames`` for a reader without a dataset around it."""
+    take_over(reader)
     reader.__class__ = FrameCachingReader
     assert isinstance(reader, FrameCachingReader)
     reader.limit_bytes, reader.frames = int(limit_gb * 1e9), {}

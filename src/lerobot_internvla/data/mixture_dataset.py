@@ -11,10 +11,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingTypeStubs]
 from lerobot.utils.constants import ACTION, OBS_STATE  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,11 +22,11 @@ from lerobot_internvla.errors import InternVLAError
 
 from .canonical import CAMERA_KEYS, SampleShape, canonical_sample, delta_timestamps
 from .exact_resume import InOrder
-from .frame_cache import cache_frames
+from .frame_cache import keep_frames
 from .order import DrawOrder
 from .rank_plan import RankPlan, plan_ranks
+from .source_reader import SourceReader
 from .sources import Mixture, Source
-from .video_reader import read_sparsely
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self.pieces = self.plan.of_rank(rank)
         self.order = DrawOrder(self.pieces, seed=seed, rank=rank)
         self._embodiment_index = {robot.name: i for i, robot in enumerate(mixture.embodiments)}
-        self._open: OrderedDict[int, LeRobotDataset] = OrderedDict()
+        self._open: OrderedDict[int, SourceReader] = OrderedDict()
 
     @property
     def num_frames(self) -> int:
@@ -149,9 +148,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         source, frame = self.locate(position)
         index = self._absolute_index(source, frame)
-        dataset = self._dataset(source)
-        mapping = dataset.absolute_to_relative_idx
-        item = cast(Any, dataset)[index if mapping is None else mapping[index]]  # its own types are partly unknown
+        item = self._reader(source)[index]
         robot = self._embodiment_index[source.embodiment.name]
         return canonical_sample(item, source, robot, self.shape, self.settings.image_transforms)
 
@@ -181,41 +178,38 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         before = int(ends[episode - 1]) if episode else 0
         return int(source.episode_starts[episode]) + frame - before
 
-    def _dataset(self, source: Source) -> LeRobotDataset:
+    def _reader(self, source: Source) -> SourceReader:
         if source.index in self._open:
             self._open.move_to_end(source.index)
             return self._open[source.index]
         if len(self._open) >= self.settings.max_open_sources:
             self._open.popitem(last=False)
-        dataset = self._open_source(source)
-        self._open[source.index] = dataset
-        return dataset
+        opened = self._open[source.index] = self._open_source(source)
+        return opened
 
-    def _open_source(self, source: Source) -> LeRobotDataset:
+    def _open_source(self, source: Source) -> SourceReader:
         settings = self.settings
-        # Only what this rank reads is fetched from the Hub. A local folder is there anyway, and memory-mapped.
-        episodes = self._episodes_of_rank(source) if source.from_hub else None
-        dataset = LeRobotDataset(
-            **source.lerobot_arguments,
-            episodes=episodes,
+        opened = SourceReader(
+            source,
+            # Only what this rank reads is fetched from the Hub. A local folder is there anyway, and memory-mapped.
+            self._episodes_of_rank(source) if source.from_hub else None,
             delta_timestamps=delta_timestamps(source, self.shape),
             tolerance_s=settings.tolerance_s,
-            return_uint8=True,
             video_backend=settings.video_backend,
         )
-        read_sparsely(dataset, cameras=frozenset(source.features.cameras.values()))
         if settings.cache_frames_gb > 0:
             share = sum(p.mass for p in self.pieces if p.source == source.index) / sum(p.mass for p in self.pieces)
-            cache_frames(dataset, settings.cache_frames_gb * share)
-        return dataset
+            keep_frames(opened.reader, settings.cache_frames_gb * share)
+        return opened
 
     def _episodes_of_rank(self, source: Source) -> list[int]:
+        """Places in ``source.episodes``."""
         wanted = np.zeros(source.num_episodes, dtype=bool)
         for piece in self.pieces:
             if piece.source == source.index:
                 first, last = np.searchsorted(source.episode_ends, [piece.first_frame, piece.last_frame - 1], "right")
                 wanted[int(first) : int(last) + 1] = True
-        return [source.episodes[i] for i in np.flatnonzero(wanted)]
+        return np.flatnonzero(wanted).tolist()
 
     @property
     def open_sources(self) -> tuple[str, ...]:

@@ -124,7 +124,13 @@ def read_sparsely(dataset: Any, cameras: frozenset[str] | None = None) -> None:
         cameras: videos that are decoded; samples lack the others. None: all of them, as LeRobot does.
     """
     reader = getattr(dataset, "reader", None)
-    if isinstance(reader, DatasetReader) and not isinstance(reader, SparseVideoReader):
+    if isinstance(reader, DatasetReader):
+        take_over(reader, cameras)
+
+
+def take_over(reader: DatasetReader, cameras: frozenset[str] | None = None) -> None:
+    """``read_sparsely`` for a reader without a dataset around it."""
+    if not isinstance(reader, SparseVideoReader):
         reader.__class__ = SparseVideoReader  # LeRobot gives no say in which class it builds
         assert isinstance(reader, SparseVideoReader)
         reader.keyframe_distances = {}
