@@ -103,6 +103,9 @@ class InternVLAA1Config(PreTrainedConfig):
     # Keep decoded camera frames in memory, up to this many GB in every loader process; 0 decodes for every sample.
     # For small datasets: three moments per camera are slow to decode without torchcodec.
     cache_frames_gb: float = 0.0
+    # Read the image tokenizer's latents from disk instead of computing them in every step. For mixtures, after
+    # internvla-mixture cache-latents; not together with image augmentation.
+    latent_cache: bool = False
 
     # Which camera is which: {"head": "observation.images.top", "left_wrist": ...}. None: known names are recognised.
     camera_slots: dict[str, str] | None = None
@@ -215,6 +218,8 @@ class InternVLAA1Config(PreTrainedConfig):
                 problems.append(f"{name}={getattr(self, name)}: must not be negative")
         problems += self._interval_problems()
         if not self.use_foresight:
+            if self.latent_cache:
+                problems.append("latent_cache=true needs use_foresight=true: nothing is encoded without it")
             if self.save_predicted_video:
                 problems.append("save_predicted_video=true needs use_foresight=true: nothing is imagined without it")
             if self.freeze_foresight:

@@ -52,7 +52,7 @@ from .conversion.unconverted import refuse_unconverted
 from .data import exact_resume
 from .embodiments.rows import Row, build_action_spaces, choose_robot, read_rows, row_of_dataset
 from .history import FrameHistory, TimedFrameHistory
-from .image_tokenizer.factory import build_image_tokenizer, load_image_tokenizer
+from .image_tokenizer.factory import find_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
 from .images import content_box, content_mask, letterbox
 from .model.flow import NoiseSeeds, draw_noise_and_time
@@ -132,6 +132,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.noise_seeds = NoiseSeeds()
         self.action_space = self._build_action_space()
         tokenizer = self._load_image_tokenizer(checkpoint_folder) if config.use_foresight else None
+        cached_latents = getattr(dataset_meta, "cached_latents", None)
+        if cached_latents is not None and tokenizer is not None:
+            cached_latents.require(tokenizer, architecture)
         # Buffers are real in any case: tables of angles and the like are in no file.
         with init_empty_weights(include_buffers=False) if without_weights else nullcontext():
             self.model = InternVLAA1(
@@ -290,19 +293,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
     def _load_image_tokenizer(self, checkpoint_folder: Path | None) -> ImageTokenizer:
         config = self.config
-        dtype = getattr(torch, config.image_tokenizer_dtype)
-        spec = config.architecture.image_tokenizer
-        if config.image_tokenizer is not None:
-            return load_image_tokenizer(config.image_tokenizer, dtype=dtype, spec=spec)
-        if checkpoint_folder is not None and (checkpoint_folder / IMAGE_TOKENIZER_FOLDER).is_dir():
-            return load_image_tokenizer(checkpoint_folder / IMAGE_TOKENIZER_FOLDER, dtype=dtype, spec=spec)
-        if spec.kind == "haar":
-            return build_image_tokenizer(spec)
-        raise InternVLAError(
-            f"Foresight of variant {config.variant!r} needs the weights of the Cosmos CI8x8 image tokenizer, which "
-            "this package does not ship (NVIDIA Open Model License). Pass --policy.image_tokenizer=<folder or Hub id>: "
-            "a folder with encoder.jit and decoder.jit, a safetensors pair, or a converted folder. Without foresight: "
-            "--policy.use_foresight=false."
+        return find_image_tokenizer(
+            config.architecture.image_tokenizer,
+            named=config.image_tokenizer,
+            checkpoint=checkpoint_folder,
+            dtype=getattr(torch, config.image_tokenizer_dtype),
         )
 
     def _adopt_statistics(self, dataset_stats: dict[str, dict[str, Any]] | None, dataset_meta: Any | None) -> bool:
@@ -427,6 +422,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 # The folder brings its own tokenizers: names and paths of this machine would be looked up elsewhere.
                 portable = copy.copy(self.config)
                 portable.text_tokenizer = portable.image_tokenizer = None
+                portable.latent_cache = False
                 portable._save_pretrained(draft)
 
     @classmethod
@@ -765,7 +761,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         # A padded step repeats the last action; with a masked loss its value must only be finite.
         future = future_is_valid = content = None
         if config.use_foresight:
-            future = views[:, :, 2]
+            future = None if CACHED_LATENTS in batch else views[:, :, 2]
             pads = [self._future_is_pad(batch, key) for key in self.camera_slots.values()]
             future_is_valid = torch.stack(
                 [torch.ones_like(steps[:, 0]) if pad is None else ~pad.to(views.device) for pad in pads], dim=1
@@ -818,7 +814,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
         Args:
             batch: LeRobot's batch; cameras [B, 3, 3, H, W] (past, now, future; [B, 3, H, W] without foresight), state,
-                actions [B, chunk_size, A] in robot units, ``*_is_pad`` masks, ``task`` strings. Not modified.
+                actions [B, chunk_size, A] in robot units, ``*_is_pad`` masks, ``task`` strings. With cached latents the
+                cameras are [B, 1, 3, H, W] (now). Not modified.
             reduction: "mean" (scalar) or "none" ([B], for LeRobot's sample weighting).
 
         Returns:
@@ -829,7 +826,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         config = self.config
         cameras = self._cameras(batch)
         frames = {slot: f.shape[1] if f.ndim == 5 else 1 for slot, f in cameras.items()}
-        expected = len(config.image_observation_delta_indices)
+        latents = batch.get(CACHED_LATENTS)
+        expected = len(config.image_observation_delta_indices) if latents is None else 1
         if any(count != expected for count in frames.values()):
             raise InternVLAError(
                 f"Training needs {expected} frames per camera (offsets {config.image_observation_delta_indices}), got "
@@ -859,6 +857,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 lambda_gen=config.lambda_gen if config.use_foresight else 0.0,
                 reference_loss=config.reference_loss,
                 across_ranks=self.training and torch.is_grad_enabled(),
+                latents=latents,
             )
         scalars = losses.scalars()
         if self.training and self._source_log is not None and SOURCE_INDEX in batch:

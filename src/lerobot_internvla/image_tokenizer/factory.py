@@ -22,6 +22,39 @@ NVIDIA_FILES = ("encoder.jit", "decoder.jit", "encoder.safetensors", "decoder.sa
 """A repository or folder with either pair is NVIDIA's released CI8x8."""
 _STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 CLASS_NAMES = ("CosmosImageTokenizer", "HaarImageTokenizer")
+CHECKPOINT_FOLDER = "image_tokenizer"
+"""Where a policy's checkpoint keeps its own."""
+
+
+def find_image_tokenizer(
+    spec: ImageTokenizerSpec,
+    *,
+    named: str | None,
+    checkpoint: str | os.PathLike[str] | None,
+    dtype: torch.dtype,
+) -> ImageTokenizer:
+    """The image tokenizer of a policy: the one that is named, else its checkpoint's own, else the built-in one.
+
+    Args:
+        spec: of the policy's architecture.
+        named: folder or Hub id, ``policy.image_tokenizer``.
+        checkpoint: folder or Hub id of the policy, where there is one.
+        dtype: of the weights.
+
+    Raises:
+        InternVLAError: there is none, or it does not fit ``spec``.
+    """
+    if named is not None:
+        return load_image_tokenizer(named, dtype=dtype, spec=spec)
+    if checkpoint is not None and (not Path(checkpoint).is_dir() or Path(checkpoint, CHECKPOINT_FOLDER).is_dir()):
+        return load_image_tokenizer(checkpoint, subfolder=CHECKPOINT_FOLDER, dtype=dtype, spec=spec)
+    if spec.kind == "haar":
+        return build_image_tokenizer(spec)
+    raise InternVLAError(
+        "Foresight needs the weights of the Cosmos CI8x8 image tokenizer, which this package does not ship (NVIDIA "
+        "Open Model License). Pass --policy.image_tokenizer=<folder or Hub id>: a folder with encoder.jit and "
+        "decoder.jit, a safetensors pair, or a converted folder. Without foresight: --policy.use_foresight=false."
+    )
 
 
 def build_image_tokenizer(spec: ImageTokenizerSpec, *, dtype: torch.dtype | None = None) -> ImageTokenizer:

@@ -16,7 +16,8 @@ class Observation:
     """One policy input. Images are RGB in [0, 1], already letterboxed to ``Architecture.view_size``."""
 
     images: Float[Tensor, "batch view time 3 height width"]
-    """time: past (one foresight interval ago), now. With ``use_foresight=False`` only now is present (time = 1)."""
+    """time: past (one foresight interval ago), now. Only now (time = 1) with ``use_foresight=False``, or where the
+    latents are at hand already."""
     camera_is_present: Bool[Tensor, "batch view"]
     prompt_ids: Int[Tensor, "batch prompt"]
     prompt_is_valid: Bool[Tensor, "batch prompt"]
@@ -34,7 +35,7 @@ class Targets:
     action_is_valid: Bool[Tensor, "batch chunk action"]
     """False for padded steps, padded dims and samples without actions."""
     future_images: Float[Tensor, "batch view 3 height width"] | None
-    """Frame one interval ahead, [0, 1]; None without foresight."""
+    """Frame one interval ahead, [0, 1]; None without foresight, or where the latents are at hand already."""
     future_is_valid: Bool[Tensor, "batch view"] | None
     """False for missing cameras and for frames clamped at the end of the episode."""
     latent_is_content: Bool[Tensor, "batch view latent_height latent_width"] | None

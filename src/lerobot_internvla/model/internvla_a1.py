@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.image_tokenizer.encoding import encode_frames
 from lerobot_internvla.image_tokenizer.protocol import ImageTokenizer
 
 from .action_head import ActionHead
@@ -146,12 +146,8 @@ class InternVLAA1(nn.Module):
     @torch.no_grad()
     def encode_frames(self, images: Tensor) -> Tensor:
         """Latents [B, V, T, C, h, w] of frames [B, V, T, 3, height, width] in [0, 1]; float32, no gradient."""
-        leading = images.shape[:3]
-        flat = images.flatten(0, 2)
         size = self.architecture.image_tokenizer.image_size
-        if tuple(flat.shape[-2:]) != tuple(size):
-            flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-        return torch.unflatten(self.image_tokenizer.encode(flat * 2.0 - 1.0).float(), 0, leading)
+        return torch.unflatten(encode_frames(self.image_tokenizer, images.flatten(0, 2), size), 0, images.shape[:3])
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -224,6 +220,8 @@ class InternVLAA1(nn.Module):
         noise: Tensor,
         time: Tensor,
         trace: dict[str, Any] | None = None,
+        *,
+        latents: Tensor | None = None,
     ) -> Prediction:
         """The training pass over all blocks at once.
 
@@ -232,12 +230,15 @@ class InternVLAA1(nn.Module):
             noise: [B x draws, K, A] standard normal; the draws of one sample follow each other.
             time: [B x draws] flow time in (0, 1].
             trace: receives intermediate tensors by name (parity checks); then every block is computed to the end.
+            latents: what ``encode_frames`` gives for past, now and future [B, V, 3, C, h, w], in any floating point
+                dtype. None encodes the frames; otherwise no frame but now is needed.
         """
-        latents = target_latents = None
+        target_latents = None
         if self.foresight_head is not None:
-            assert targets.future_images is not None
-            frames = torch.cat([observation.images, targets.future_images[:, :, None]], dim=2)
-            latents, target_latents = torch.split(self.encode_frames(frames), [observation.images.shape[2], 1], dim=2)
+            if latents is None:
+                assert targets.future_images is not None
+                latents = self.encode_frames(torch.cat([observation.images, targets.future_images[:, :, None]], dim=2))
+            latents, target_latents = latents.float().tensor_split([latents.shape[2] - 1], dim=2)
             target_latents = target_latents[:, :, 0]
         context = self.embed(observation, latents)
         draws = noise.shape[0] // observation.state.shape[0]
@@ -289,9 +290,10 @@ class InternVLAA1(nn.Module):
         lambda_gen: float,
         reference_loss: bool = False,
         across_ranks: bool = False,
+        latents: Tensor | None = None,
     ) -> LossBreakdown:
-        """Training pass and losses; see ``losses.compute_losses``."""
-        prediction = self.predict(observation, targets, noise, time)
+        """Training pass and losses; see ``predict`` and ``losses.compute_losses``."""
+        prediction = self.predict(observation, targets, noise, time, latents=latents)
         return compute_losses(
             prediction,
             targets,
