@@ -77,7 +77,7 @@ def mjcf() -> str:
   <compiler angle="radian" autolimits="true"/>
   <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual>
-    <quality shadowsize="0" offsamples="0"/>
+    <quality shadowsize="0" offsamples="0" numslices="14" numstacks="8" numquads="2"/>
     <headlight ambient="0.42 0.42 0.42" diffuse="0.28 0.28 0.28" specular="0.05 0.05 0.05"/>
     <map znear="0.01" zfar="20"/>
   </visual>
