@@ -20,12 +20,19 @@ import torch.nn.functional as F
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from lerobot_internvla.batch_keys import CAMERA_IS_PRESENT, EMBODIMENT_INDEX, LATENT_IS_CONTENT, SOURCE_INDEX
+from lerobot_internvla.batch_keys import (
+    CACHED_LATENTS,
+    CAMERA_IS_PRESENT,
+    EMBODIMENT_INDEX,
+    LATENT_IS_CONTENT,
+    SOURCE_INDEX,
+)
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.images import content_box, content_mask, letterbox
 from lerobot_internvla.model.architecture import CAMERA_SLOTS
 
+from .latent_cache import CachedMoments
 from .sources import Source
 
 CAMERA_KEYS = {slot: f"{OBS_IMAGES}.{slot}" for slot in CAMERA_SLOTS}
@@ -44,6 +51,8 @@ class SampleShape:
     max_state_dim: int
     max_action_dim: int
     use_foresight: bool
+    cached_latents: bool = False
+    """Latents of past, now and future are read from disk, and only the frame "now" is decoded."""
 
     @classmethod
     def of(cls, config: InternVLAA1Config) -> "SampleShape":
@@ -56,18 +65,24 @@ class SampleShape:
             max_state_dim=architecture.max_state_dim,
             max_action_dim=architecture.max_action_dim,
             use_foresight=config.use_foresight,
+            cached_latents=config.latent_cache,
         )
 
     @property
-    def frames(self) -> int:
-        """Moments per camera: past, now, future; or now alone."""
+    def moments(self) -> int:
+        """Per camera: past, now, future; or now alone."""
         return 3 if self.use_foresight else 1
+
+    @property
+    def frames(self) -> int:
+        """Moments of which a sample has the frame."""
+        return 1 if self.cached_latents else self.moments
 
 
 def delta_timestamps(source: Source, shape: SampleShape) -> dict[str, list[float]]:
     """What to ask of the source's ``LeRobotDataset``, in seconds relative to "now", whole frames of the dataset."""
     interval = source.interval_frames / source.dataset_fps
-    moments = [-interval, 0.0, interval] if shape.use_foresight else [0.0]
+    moments = [-interval, 0.0, interval] if shape.frames == 3 else [0.0]
     deltas = dict.fromkeys(source.features.cameras.values(), moments)
     if source.trains_actions:
         steps = [step * source.frame_stride / source.dataset_fps for step in range(shape.chunk_size)]
@@ -81,6 +96,7 @@ def canonical_sample(
     embodiment_index: int,
     shape: SampleShape,
     image_transforms: Callable[[Tensor], Tensor] | None = None,
+    latents: CachedMoments | None = None,
 ) -> dict[str, Any]:
     """A sample of ``source`` as the policy trains on it.
 
@@ -88,24 +104,31 @@ def canonical_sample(
         item: of the source's ``LeRobotDataset``, asked with ``delta_timestamps``.
         embodiment_index: of the source's robot in the mixture.
         image_transforms: LeRobot's augmentation; once per camera, the same for its three frames.
+        latents: from a cache, if ``shape.cached_latents``.
 
     Returns:
-        ``observation.images.<slot>`` uint8 [T, 3, height, width] and ``..._is_pad`` bool [T]; ``observation.state``
+        ``observation.images.<slot>`` uint8 [T, 3, height, width] (T = 1 with cached latents) and ``..._is_pad`` bool
+        [3, or 1 without foresight]; ``observation.state``
         float32 [S]; ``action`` float32 [K, A] and ``action_is_pad`` bool [K]; the keys of batch_keys.py; ``task``.
     """
     sample: dict[str, Any] = {"task": item["task"]}
     content: list[Tensor] = []
     for slot, key in CAMERA_KEYS.items():
         theirs = source.features.cameras.get(slot)
-        frames = None if theirs is None else _stacked(item[theirs], shape.frames)
+        frames = None if theirs is None else stacked(item[theirs], shape.frames)
         if frames is not None and image_transforms is not None:
             frames = image_transforms(frames)
-        sample[key] = _view(frames, shape)
-        is_pad = None if theirs is None else item.get(f"{theirs}_is_pad")
-        sample[f"{key}_is_pad"] = torch.full((shape.frames,), frames is None) if is_pad is None else is_pad
+        black = torch.zeros(shape.frames, 3, *shape.view_size, dtype=torch.uint8)
+        sample[key] = black if frames is None else to_view(frames, shape.view_size)
+        is_pad = item.get(f"{theirs}_is_pad") if latents is None else latents.is_pad
+        if theirs is None or is_pad is None:
+            is_pad = torch.full((shape.moments,), theirs is None)
+        sample[f"{key}_is_pad"] = is_pad
         content.append(_content(None if frames is None else tuple(frames.shape[-2:]), shape))
     sample[CAMERA_IS_PRESENT] = torch.tensor([slot in source.features.cameras for slot in CAMERA_SLOTS])
     sample[LATENT_IS_CONTENT] = torch.stack(content)
+    if latents is not None:
+        sample[CACHED_LATENTS] = latents.values
     sample[OBS_STATE] = torch.zeros(shape.max_state_dim)
     sample[ACTION] = torch.zeros(shape.chunk_size, shape.max_action_dim)
     sample["action_is_pad"] = torch.ones(shape.chunk_size, dtype=torch.bool)
@@ -130,7 +153,7 @@ def _joined(item: Mapping[str, Any], keys: Sequence[str]) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def _stacked(frames: Tensor, count: int) -> Tensor:
+def stacked(frames: Tensor, count: int) -> Tensor:
     """[T, 3, height, width]; LeRobot leaves out the first axis of a single frame."""
     frames = frames[None] if frames.ndim == 3 else frames
     if frames.shape[0] != count or frames.shape[1] != 3:
@@ -141,14 +164,12 @@ def _stacked(frames: Tensor, count: int) -> Tensor:
     return frames
 
 
-def _view(frames: Tensor | None, shape: SampleShape) -> Tensor:
-    """uint8 [T, 3, *view_size]."""
-    if frames is None:
-        return torch.zeros(shape.frames, 3, *shape.view_size, dtype=torch.uint8)
+def to_view(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Decoded frames [T, 3, height, width] as uint8 [T, 3, *size]."""
     if frames.dtype == torch.uint8:
-        return letterbox_bytes(frames, shape.view_size)
+        return letterbox_bytes(frames, size)
     # Pictures that lie in the table come as floats. Rounding moves a value by half of one of 255 levels.
-    return letterbox(frames, shape.view_size).mul(255).round_().to(torch.uint8)
+    return letterbox(frames, size).mul(255).round_().to(torch.uint8)
 
 
 def letterbox_bytes(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,6 +23,7 @@ from lerobot_internvla.errors import InternVLAError
 from .canonical import CAMERA_KEYS, SampleShape, canonical_sample, delta_timestamps
 from .exact_resume import InOrder
 from .frame_cache import keep_frames
+from .latent_cache import NO_AUGMENTATION, LatentCache
 from .order import DrawOrder
 from .rank_plan import RankPlan, plan_ranks
 from .source_reader import SourceReader
@@ -41,6 +42,8 @@ class MixtureMetadata:
 
     has_language_columns = False
     robot_type = "mixture"
+    cached_latents: LatentCache | None = None
+    """What the dataset reads latents from; the policy compares it with its own image tokenizer."""
 
     def __init__(self, mixture: Mixture, shape: SampleShape, repo_id: str, *, positions_per_step: int) -> None:
         self.mixture = mixture
@@ -94,6 +97,10 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         seed: of the run.
         batch_size: samples per rank and step.
         rank, world_size: of this process.
+        latents: from ``open_latents``, if ``shape.cached_latents``.
+
+    Raises:
+        InternVLAError: latents that are wanted and not given, or given together with image transforms.
     """
 
     episodes = None
@@ -110,7 +117,15 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         rank: int = 0,
         world_size: int = 1,
         settings: ReadSettings | None = None,
+        latents: LatentCache | None = None,
     ) -> None:
+        if shape.cached_latents != (latents is not None):
+            raise InternVLAError(
+                f"policy.latent_cache={shape.cached_latents}, but latents are {'' if latents else 'not '}given. Pass "
+                "latents=open_latents(...) with policy.latent_cache=true, and none otherwise."
+            )
+        if latents is not None and settings is not None and settings.image_transforms is not None:
+            raise InternVLAError(NO_AUGMENTATION)
         self.mixture = mixture
         self.shape = shape
         self.meta = MixtureMetadata(mixture, shape, repo_id, positions_per_step=batch_size * world_size)
@@ -118,6 +133,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         self.rank = rank
         self.world_size = world_size
         self.settings = settings or ReadSettings()
+        self.meta.cached_latents = latents
         self.plan: RankPlan = plan_ranks(
             [source.weight for source in mixture.sources],
             [source.episode_lengths for source in mixture.sources],
@@ -146,11 +162,16 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_open": OrderedDict()}
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        source, frame = self.locate(position)
-        index = self._absolute_index(source, frame)
-        item = self._reader(source)[index]
+        return self.sample(*self.locate(position))
+
+    def sample(self, source: Source, frame: int) -> dict[str, Any]:
+        """The canonical sample at a frame of a source, by its place among the frames in use."""
+        place, offset = self._place(source, frame)
+        item = self._reader(source)[int(source.episode_starts[place]) + offset]
+        cache = self.meta.cached_latents
+        latents = None if cache is None else cache.moments(source, place, offset)
         robot = self._embodiment_index[source.embodiment.name]
-        return canonical_sample(item, source, robot, self.shape, self.settings.image_transforms)
+        return canonical_sample(item, source, robot, self.shape, self.settings.image_transforms, latents)
 
     def locate(self, position: int) -> tuple[Source, int]:
         """Which frame is at a position of the sampler: the source, and the frame's place among its frames in use.
@@ -171,12 +192,12 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         return self.mixture.sources[self.pieces[piece].source], frame
 
     @staticmethod
-    def _absolute_index(source: Source, frame: int) -> int:
-        """A frame's index in its dataset. O(log episodes)."""
+    def _place(source: Source, frame: int) -> tuple[int, int]:
+        """A frame's episode, as a place in ``source.episodes``, and its place in that. O(log episodes)."""
         ends = source.episode_ends
         episode = int(np.searchsorted(ends, frame, side="right"))
         before = int(ends[episode - 1]) if episode else 0
-        return int(source.episode_starts[episode]) + frame - before
+        return episode, frame - before
 
     def _reader(self, source: Source) -> SourceReader:
         if source.index in self._open:

@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.image_tokenizer.factory import find_image_tokenizer
+from lerobot_internvla.image_tokenizer.protocol import ImageTokenizer
 
 from .canonical import SampleShape
+from .latent_cache import NO_AUGMENTATION, LatentCache, LatentRecipe, open_latents
 from .mixture_dataset import MixtureDataset, ReadSettings
-from .sources import describe, load_mixture
+from .sources import Mixture, describe, load_mixture
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,8 @@ def open_mixture(cfg: Any, policy: InternVLAA1Config) -> MixtureDataset:
             changed since the checkpoint that is resumed.
     """
     _refuse_flags(cfg, policy)
+    if policy.latent_cache and cfg.dataset.image_transforms.enable:
+        raise InternVLAError(NO_AUGMENTATION)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mixture = load_mixture(cfg.dataset.root, progress=rank == 0)
     if rank == 0:
@@ -60,11 +67,41 @@ def open_mixture(cfg: Any, policy: InternVLAA1Config) -> MixtureDataset:
             image_transforms=image_transforms,
             cache_frames_gb=policy.cache_frames_gb,
         ),
+        latents=latents_of_run(mixture, policy) if policy.latent_cache else None,
     )
     names = ", ".join(mixture.sources[piece.source].name for piece in dataset.pieces[:8])
     more = f" and {len(dataset.pieces) - 8} more" if len(dataset.pieces) > 8 else ""
     logger.info("Rank %d of %d reads %d pieces: %s%s.", rank, world_size, len(dataset.pieces), names, more)
     return dataset
+
+
+def image_tokenizer_of(policy: InternVLAA1Config) -> ImageTokenizer:
+    """The one that a policy of this configuration will have."""
+    return find_image_tokenizer(
+        policy.architecture.image_tokenizer,
+        named=policy.image_tokenizer,
+        checkpoint=policy.pretrained_path,
+        dtype=getattr(torch, policy.image_tokenizer_dtype),
+    )
+
+
+def latents_of_run(mixture: Mixture, policy: InternVLAA1Config) -> LatentCache:
+    """The cached latents of every source, as the policy would compute them.
+
+    Raises:
+        InternVLAError: they are not there, or not all of them.
+    """
+    command = f"internvla-mixture cache-latents {mixture.path} "
+    if policy.pretrained_path is not None:
+        command += f"--policy.path={policy.pretrained_path}"
+    else:
+        command += f"--variant={policy.variant}"
+    if policy.image_tokenizer is not None:
+        command += f" --image-tokenizer={policy.image_tokenizer}"
+    if policy.image_tokenizer_dtype != "bfloat16":
+        command += f" --image-tokenizer-dtype={policy.image_tokenizer_dtype}"
+    recipe = LatentRecipe.of(image_tokenizer_of(policy), policy.architecture)
+    return open_latents(mixture, recipe, command=command)
 
 
 def _refuse_flags(cfg: Any, policy: InternVLAA1Config) -> None:

@@ -54,6 +54,12 @@ def _wrap_make_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(cfg)
         if is_mixture(cfg):
             return open_mixture(cfg, policy)
+        if policy.latent_cache:
+            raise InternVLAError(
+                "policy.latent_cache=true works with mixtures, whose frames come in the view size that latents are "
+                "cached for. Write a mixture file with this dataset as its one source (docs/mixtures.md) and pass "
+                "--dataset.root=<file>.yaml, or drop --policy.latent_cache."
+            )
         return _read_well(original(cfg), policy.cache_frames_gb)
 
     return make_dataset

@@ -56,5 +56,5 @@ def _hash_of_weights(tokenizer: ImageTokenizer) -> str:
     weights: dict[str, Tensor] = tokenizer.state_dict() if isinstance(tokenizer, nn.Module) else {}
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(cast(Any, tensor.detach().cpu().contiguous().flatten().view(torch.uint8)).numpy().data)
     return digest.hexdigest()

@@ -3,8 +3,9 @@
     internvla-mixture show FILE --world-size 8                      shares, repetitions, hours, memory per rank
     internvla-mixture show FILE --world-size 8 --output outputs/x   the same as mixture_report.json and .png
     internvla-mixture show FILE --world-size 8 --samples 3_840_000  with passes over every source in a run
+    internvla-mixture cache-latents FILE --policy.path=CHECKPOINT   latents of every frame, written beside the datasets
 
-Only metadata is read: no video is opened, and only metadata is downloaded. More: docs/mixtures.md.
+show reads metadata only: no video is opened, and only metadata is downloaded. More: docs/mixtures.md.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 if TYPE_CHECKING:
@@ -39,7 +41,93 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--samples", type=int, metavar="N", help="samples of the run: steps x batch size x ranks")
     show.add_argument("--output", type=Path, metavar="FOLDER", help="also write mixture_report.json and .png there")
     show.set_defaults(run=_show)
+    _add_cache_latents(commands.add_parser("cache-latents", help="write the image tokenizer's latents of every frame"))
     return parser
+
+
+def _add_cache_latents(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the latents of every frame, so that --policy.latent_cache=true trains without the image tokenizer. What "
+        "is there already is left alone: an interrupted run goes on when it is started again."
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="mixture file (YAML)")
+    policy = parser.add_mutually_exclusive_group(required=True)
+    policy.add_argument("--policy.path", dest="policy_path", metavar="CHECKPOINT", help="folder or Hub id of a policy")
+    policy.add_argument("--variant", help="for training from scratch: 3b, 2b or tiny")
+    parser.add_argument("--image-tokenizer", metavar="FOLDER", help="folder or Hub id, as --policy.image_tokenizer")
+    parser.add_argument("--image-tokenizer-dtype", choices=("bfloat16", "float32"), help="default: the policy's")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="frames encoded at once (32)")
+    parser.add_argument("--num-workers", type=int, default=2, metavar="N", help="processes that decode (2)")
+    parser.add_argument("--video-backend", help="as --dataset.video_backend in training (default: LeRobot's)")
+    parser.add_argument("--verify", type=int, default=8, metavar="N", help="random samples compared afterwards (8)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
+    parser.set_defaults(run=_cache_latents)
+
+
+def _cache_latents(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+    from lerobot_internvla.data.canonical import SampleShape
+    from lerobot_internvla.data.latent_cache import LatentRecipe, open_latents
+    from lerobot_internvla.data.latent_writing import gigabytes, plan_latents, verify_latents, write_latents
+    from lerobot_internvla.data.mixture_dataset import ReadSettings
+    from lerobot_internvla.data.sources import load_mixture
+    from lerobot_internvla.data.stock_mixture import image_tokenizer_of
+
+    if arguments.batch_size < 1 or arguments.num_workers < 0 or arguments.verify < 0:
+        raise InternVLAError("--batch-size must be at least 1; --num-workers and --verify must not be negative.")
+    if arguments.policy_path is not None:
+        config = InternVLAA1Config.from_pretrained(arguments.policy_path)
+        if not isinstance(config, InternVLAA1Config):
+            raise InternVLAError(f"{arguments.policy_path} is a policy of type {config.type}, not internvla_a1.")
+        config.pretrained_path = Path(arguments.policy_path)
+    else:
+        config = InternVLAA1Config(variant=arguments.variant)
+    config.image_tokenizer = arguments.image_tokenizer or config.image_tokenizer
+    config.image_tokenizer_dtype = arguments.image_tokenizer_dtype or config.image_tokenizer_dtype
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    mixture = load_mixture(arguments.file)
+    tokenizer = image_tokenizer_of(config)
+    recipe = LatentRecipe.of(tokenizer, config.architecture)
+    if isinstance(tokenizer, torch.nn.Module):
+        tokenizer.to(device)
+    plan = plan_latents(mixture, recipe)
+    print(
+        f"Latents {recipe.fingerprint}: {plan.present_files:,} files are there, {plan.files:,} are missing: "
+        f"{plan.pictures:,} frames, {gigabytes(plan.bytes)} ({recipe.bytes_per_frame / 1e3:.4g} kB each, "
+        f"{recipe.image_tokenizer['dtype']})"
+    )
+    for part in plan.sources:
+        if part.episodes:
+            print(f"  {part.source.name}: {gigabytes(part.pictures * recipe.bytes_per_frame)} in {part.folder}")
+    plan.refuse_if_too_large()
+    if arguments.dry_run:
+        return 0
+    write_latents(
+        plan,
+        tokenizer,
+        device=device,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        video_backend=arguments.video_backend,
+    )
+    cache = open_latents(mixture, recipe, command="internvla-mixture cache-latents")
+    if arguments.verify:
+        found = verify_latents(
+            mixture,
+            cache,
+            tokenizer,
+            SampleShape.of(config),
+            samples=arguments.verify,
+            device=device,
+            settings=ReadSettings(video_backend=arguments.video_backend),
+        )
+        print(found)
+    print("Train with --policy.latent_cache=true.")
+    return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
