@@ -127,12 +127,10 @@ class OpenLoopResult:
         wins = int((mine < best)[comparable].sum())
         total = int(comparable.sum())
         beside = " and ".join(f"{errors.relative_error(self.spread):.3f} ({n})" for n, errors in counted.items())
-        word = "BETTER than both baselines" if len(counted) > 1 else "BETTER than the baseline"
-        where = f"at {wins} of {total} joints"
-        if wins == 0:
-            word, where = word.replace("BETTER", "NOT better"), f"at any of {total} joints"
+        both = "both baselines" if len(counted) > 1 else "the baseline"
+        answer = f"BETTER than {both} at {wins} of {total} joints" if wins else f"NOT BETTER than {both} at any joint"
         return (
-            f"{policy.name}: {word} {where}. Error over {window}, in standard deviations of the recorded actions: "
+            f"{policy.name}: {answer}. Error over {window}, in standard deviations of the recorded actions: "
             f"{error:.3f} against {beside}."
         )
 

@@ -141,7 +141,7 @@ p, ul { max-width: 52rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #eceff2; white-space: nowrap; }
-th { color: #66707b; font-weight: 600; }
+th { color: #66707b; font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.best { font-weight: 700; }
 figure { margin: 1rem 0; }

@@ -395,12 +395,15 @@ def measure_chunk_s(policy: LoadedPolicy, repetitions: int = 5, state_dim: int |
     return seconds[1:]
 
 
-def check_latency(config: Any, chunk_s: Sequence[float], fps: float | None) -> list[Finding]:
+def check_latency(
+    config: Any, chunk_s: Sequence[float], fps: float | None, *, supports_rtc: bool = True
+) -> list[Finding]:
     """What the measured time per chunk means for the arm.
 
     Args:
         chunk_s: from ``measure_chunk_s``.
         fps: control rate; None: no statement about the arm.
+        supports_rtc: whether the policy can predict while the arm moves (real-time chunking).
     """
     typical, slowest = median(chunk_s), max(chunk_s)
     text = f"{_ms(typical)} per chunk (slowest of {len(chunk_s)}: {_ms(slowest)}), on {config.device}"
@@ -417,17 +420,19 @@ def check_latency(config: Any, chunk_s: Sequence[float], fps: float | None) -> l
     else:
         rhythm = f"every {lasts:.2g} s ({steps} actions at {fps:g} fps)"
         text = f"synchronous rollout: the arm would wait {_ms(typical)} {rhythm}"
-        advice = "lerobot-rollout --inference.type=rtc predicts while the arm moves"
+        faster = "fewer denoising steps, a faster device, bfloat16, a lower rate, or a GPU elsewhere"
+        advice = "lerobot-rollout --inference.type=rtc predicts while the arm moves" if supports_rtc else faster
         if typical >= lasts:
             text += ": it stands still more than it moves"
         found.append(Finding("latency", "warning", text, advice))
         needed = math.ceil(typical * fps)
+        if not supports_rtc:
+            return found
         if needed >= chunk:
             text = (
                 f"{needed} ticks pass during a prediction, and a chunk has {chunk} actions: RTC cannot keep up either"
             )
-            advice = "fewer num_inference_steps, a faster device, bfloat16, a lower rate, or a GPU elsewhere"
-            found.append(Finding("latency", "failure", text, advice))
+            found.append(Finding("latency", "failure", text, faster))
         else:
             text = f"with RTC: {needed} of {chunk} actions pass during a prediction"
             found.append(Finding("latency", "ok", text))

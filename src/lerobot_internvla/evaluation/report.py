@@ -169,7 +169,8 @@ def versions() -> dict[str, str]:
 
 def build_page(result: OpenLoopResult, foresight: Sequence[Foresight]) -> Page:
     """The report as blocks."""
-    names = " and ".join(policy.name for policy in result.policies)
+    *others, last = (policy.name for policy in result.policies)
+    names = f"{', '.join(others)} and {last}" if others else last
     blocks: list[Block] = [
         Sentences([result.verdict(policy) for policy in result.policies]),
         Sentences(_setting(result), as_list=True),

@@ -111,7 +111,7 @@ def findings(arguments: CheckArguments, policy_path: str | None, overrides: Sequ
     except InternVLAError as error:
         yield Finding("latency", "failure", str(error))
         return
-    yield from readiness.check_latency(config, times, fps)
+    yield from readiness.check_latency(config, times, fps, supports_rtc=policy.policy.supports_rtc())
     yield from readiness.check_memory(policy)
 
 
