@@ -1,5 +1,6 @@
 """Record, replay, train, roll out: simulated robots in LeRobot's own commands, as typed, offline, without a display."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -8,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.pretrained import PreTrainedPolicy
 
+from lerobot_internvla import InternVLAA1Policy
 from lerobot_internvla.envs.conveyor.backend import BACKENDS
 from lerobot_internvla.envs.conveyor.task import CAMERAS
 from stock_commands import (
     last_checkpoint,
+    lerobot_eval,
     lerobot_record,
     lerobot_replay,
     lerobot_rollout,
@@ -117,17 +121,36 @@ def test_a_replayed_episode_succeeds_again(robot: str, recorded: Path, log: Log)
     assert log.endings == ["success"]
 
 
-def test_a_policy_that_was_trained_on_the_recording_rolls_out(robot: str, trained: Path, log: Log):
+@pytest.mark.parametrize("inference", ["sync", "rtc"])
+def test_a_policy_that_was_trained_on_the_recording_rolls_out(robot: str, trained: Path, log: Log, inference: str):
+    if inference == "rtc" and InternVLAA1Policy.supports_rtc is PreTrainedPolicy.supports_rtc:
+        pytest.skip("the policy does not support real-time chunking")
     lerobot_rollout(
         f"--policy.path={trained}",
         *robot_flags(robot),
         f"--task={TASK}",
         f"--fps={BACKENDS[robot].fps}",
+        f"--inference.type={inference}",
         "--duration=3",
         "--return_to_initial_position=false",
         "--device=cpu",
     )
     assert f"{robot} is connected" in log.text
+
+
+def test_the_same_policy_is_evaluated_in_the_environment_of_the_same_name(robot: str, trained: Path, tmp_path: Path):
+    lerobot_eval(
+        f"--policy.path={trained}",
+        f"--env.type={robot}",
+        "--env.image_size=64",
+        "--env.episode_length=6",
+        "--eval.n_episodes=2",
+        "--eval.batch_size=2",
+        "--eval.use_async_envs=false",
+        f"--output_dir={tmp_path / 'eval'}",
+    )
+    info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 2 and len(info["overall"]["video_paths"]) > 0
 
 
 def test_episodes_of_a_policy_are_recorded_whole(robot: str, trained: Path, tmp_path: Path, log: Log):

@@ -56,8 +56,8 @@ if "mujoco" not in sys.modules and not os.environ.get("MUJOCO_GL"):
     if _library is not None:
         os.environ["MUJOCO_GL"] = _library
 
-# Mesa's software renderer, if that is what draws, without threads of its own: pictures this small cost the same CPU time
-# with them, and several times the time on the wall when other processes keep the cores busy. A GPU's driver ignores it.
+# Mesa's software renderer, if that is what draws, without threads of its own: pictures this small cost the same CPU
+# time with them, and several times the time on the wall when other processes keep the cores busy. GPUs ignore it.
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
 mujoco: Any = importlib.import_module("mujoco")
