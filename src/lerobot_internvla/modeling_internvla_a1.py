@@ -27,7 +27,7 @@ from draccus.utils import DecodingError
 from huggingface_hub import snapshot_download
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc import RTCProcessor
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE, POLICY_PREPROCESSOR_DEFAULT_NAME
 from torch import Tensor, nn
 
 from lerobot_internvla.errors import InternVLAError
@@ -59,6 +59,7 @@ from .model.flow import NoiseSeeds, draw_noise_and_time
 from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
 from .model.losses import read_floats
+from .processor_internvla_a1 import make_internvla_a1_pre_post_processors
 from .publishing.following import follow_lerobot
 from .publishing.lineage import Lineage
 from .serving.faults import refuse_unusable_actions, refuse_unusable_state
@@ -407,7 +408,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ checkpoints
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Config and weights as LeRobot writes them, and beside them the tokenizers, so that the folder is whole.
+        """Config and weights as LeRobot writes them, and beside them what makes the folder whole.
+
+        That is the tokenizers and, where the folder has none yet, LeRobot's stock processors: every command needs them.
 
         The folder is whole at every moment too: its files appear together (checkpoints/whole_folder.py).
         """
@@ -424,6 +427,10 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 portable.text_tokenizer = portable.image_tokenizer = None
                 portable.latent_cache = False
                 portable._save_pretrained(draft)
+                if not (save_directory / f"{POLICY_PREPROCESSOR_DEFAULT_NAME}.json").is_file():
+                    # From a notebook. LeRobot's own commands write theirs into the folder after this.
+                    for pipeline in make_internvla_a1_pre_post_processors(copy.copy(self.config)):
+                        pipeline.save_pretrained(draft)
 
     @classmethod
     def from_pretrained(

@@ -78,8 +78,8 @@ def train_config(dataset: LeRobotDataset, **changes: Any) -> TrainPipelineConfig
 
 @pytest.fixture(scope="module")
 def batch(dataset: LeRobotDataset) -> dict[str, Any]:
-    """What ``lerobot-train`` would read, before any preprocessing."""
-    return next(iter(DataLoader(make_dataset(train_config(dataset)), batch_size=2, num_workers=0, shuffle=True)))
+    """What ``lerobot-train`` would read, before any preprocessing: the first frames, which have a future to imagine."""
+    return next(iter(DataLoader(make_dataset(train_config(dataset)), batch_size=2, num_workers=0)))
 
 
 def test_forward_and_select_action_leave_their_batch_alone(dataset: LeRobotDataset, batch: dict[str, Any]):

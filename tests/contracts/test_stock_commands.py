@@ -16,8 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
+from lerobot_internvla.envs.conveyor.backend import BACKENDS
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
-from lerobot_internvla.testing import tiny_dataset
+from lerobot_internvla.testing import tiny_dataset, tiny_policy
 from stock_commands import last_checkpoint, lerobot_eval, lerobot_rollout, lerobot_train, training_flags
 from wandering_robot import WanderingRobot
 
@@ -316,6 +317,21 @@ def test_eval_executes_exact_absolute_targets_of_relative_actions(
     assert len(info["overall"]["video_paths"]) == 1
     assert len(info["overall"]["predicted_video_paths"]) == 1
     assert all(Path(path).stat().st_size > 0 for path in info["overall"]["predicted_video_paths"])
+
+
+def test_eval_runs_a_policy_that_was_saved_from_a_notebook(tmp_path: Path):
+    """``policy.save_pretrained`` alone; processors that somebody wrote there before are left as they are."""
+    names = BACKENDS["conveyor"].action_names
+    policy = tiny_policy(state_dim=len(names), action_dim=len(names))
+    policy.save_pretrained(tmp_path / "policy")
+    lerobot_eval(
+        f"--policy.path={tmp_path / 'policy'}",
+        *("--env.type=conveyor", "--env.episode_length=2", f"--output_dir={tmp_path / 'eval'}"),
+        *("--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false"),
+    )
+    (tmp_path / "policy" / "policy_preprocessor.json").write_text("somebody's own")
+    policy.save_pretrained(tmp_path / "policy")
+    assert (tmp_path / "policy" / "policy_preprocessor.json").read_text() == "somebody's own"
 
 
 def test_eval_in_two_environments_at_once(trained: Path, tmp_path: Path):

@@ -192,6 +192,7 @@ def test_the_right_files_go_and_nothing_private_goes_with_them(hub: FakeHub, fol
     assert set(hub.files) == {
         "README.md", "config.json", "lineage.json", "model.safetensors", "train_config.json",
         "image_tokenizer/config.json", "text_tokenizer/tokenizer_config.json",
+        "policy_preprocessor.json", "policy_postprocessor.json",
     }  # fmt: skip
     for name, data in hub.files.items():
         assert str(tmp_path).encode() not in data, name
@@ -300,7 +301,7 @@ def test_a_policy_in_a_notebook_publishes_itself(hub: FakeHub):
     url = policy.push_to_hub("me/notebook", private=True, token="secret", commit_message="First")
     assert url.startswith("https://huggingface.co/me/notebook/commit/")
     assert hub.created == [{"repo_id": "me/notebook", "token": "secret", "private": True, "exist_ok": True}]
-    assert {"README.md", "model.safetensors", "lineage.json"} <= set(hub.files)
+    assert {"README.md", "model.safetensors", "lineage.json", "policy_preprocessor.json"} <= set(hub.files)
     hub.failure = OSError("disk")
     with pytest.raises(InternVLAError, match=r"policy\.push_to_hub\('me/notebook'\)"):
         policy.push_to_hub("me/notebook")
