@@ -1,48 +1,41 @@
-"""What many datasets cost: reading video now; plans and loaders of mixtures will follow in the same file.
+"""What many datasets cost: reading video, planning ranks, loading samples.
 
     python benchmarks/mixture.py decode                                 three moments of every camera; some minutes
-    python benchmarks/mixture.py decode --output benchmarks/results/x   also writes its section of x.json and x.md
+    python benchmarks/mixture.py plan                                   sources onto ranks, look-ups in orders; a minute
+    python benchmarks/mixture.py loader                                 1, 8 and 64 sources against stock; some minutes
+    python benchmarks/mixture.py loader --output benchmarks/results/x   also writes its section of x.json and x.md
 
 Every subcommand measures one section of a report. Sections that are already in <output>.json stay there. Datasets are
 synthetic and made on the spot; nothing is downloaded. What is reported, and how, is described in docs/performance.md.
 """
 
 import argparse
-import contextlib
-import importlib
 import json
-import logging
 import random
 import shlex
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
-import datasets
 import numpy as np
 import torch
 from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from measure import Clock, Table, describe_machine, interleave
-from numpy.typing import NDArray
+from mixture_loader import loader_tables, run_loader
+from mixture_planning import plan_tables, run_plan
+from recordings import CAMERAS, quiet, say, textured, why_not
 from rich.console import Console
 
 from lerobot_internvla.data.video_reader import frames_per_keyframe, read_sparsely
 from lerobot_internvla.testing import tiny_dataset
 
-CAMERAS = ("head", "left_wrist", "right_wrist")
 OFFSET_S = 0.5
 """Foresight looks half a second back and ahead."""
-
-
-def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ decode
@@ -54,55 +47,6 @@ class Recording:
 
     about: str
     record: Callable[[Path], Any]
-
-
-def textured(root: Path, size: tuple[int, int], encoder: RGBEncoderConfig | None, seconds: int = 10) -> None:
-    """Two episodes at 30 frames per second: every camera pans over a texture, with the noise of a sensor.
-
-    Args:
-        root: folder to create.
-        size: height and width in pixels.
-        encoder: None takes LeRobot's default, AV1 with a keyframe every second frame.
-        seconds: length of an episode.
-    """
-    height, width = size
-    images = {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]}
-    recording = LeRobotDataset.create(
-        repo_id="local/textured",
-        fps=30,
-        root=root,
-        features={f"observation.images.{camera}": images for camera in CAMERAS}
-        | {"action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}},
-        rgb_encoder=encoder,
-        streaming_encoding=True,
-        encoder_queue_maxsize=30 * seconds + 1,
-        video_backend="pyav",
-    )
-    generator = np.random.default_rng(0)
-    textures = [_texture(generator, 2 * height, 2 * width) for _ in CAMERAS]
-    noise = generator.normal(0, 2, (8, height, width, 3)).astype(np.int16)
-    for _ in range(2):
-        phase = generator.uniform(0, 2 * np.pi)
-        for frame in range(30 * seconds):
-            angle = phase + 2 * np.pi * frame / 90
-            top, left = round((1 + np.sin(angle)) / 2 * height), round((1 + np.cos(angle)) / 2 * width)
-            values: dict[str, Any] = {"task": "look around", "action": np.zeros(2, np.float32)}
-            for camera, texture in zip(CAMERAS, textures, strict=True):
-                view = texture[top : top + height, left : left + width] + noise[generator.integers(len(noise))]
-                values[f"observation.images.{camera}"] = view.clip(0, 255).astype(np.uint8)
-            recording.add_frame(values)
-        recording.save_episode()
-    recording.finalize()
-
-
-def _texture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.int16]:
-    """Random colours at several scales, in 0 to 255."""
-    picture = np.zeros((height, width, 3), np.float32)
-    for cell in (64, 16, 4):
-        coarse = torch.from_numpy(generator.normal(0, cell, (1, 3, height // cell + 2, width // cell + 2)))
-        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
-        picture += smooth.permute(1, 2, 0).float().numpy()
-    return (127 + 2 * picture).clip(0, 255).astype(np.int16)
 
 
 RECORDINGS = {
@@ -124,18 +68,6 @@ RECORDINGS = {
 """All at 30 frames per second."""
 
 STAGES = ("one frame", "three one-frame decodes", "three moments, stock", "three moments, ours")
-
-
-def why_not(backend: str) -> str | None:
-    """Why a backend cannot be used here; None where it can."""
-    if backend == "pyav":
-        return None
-    try:
-        importlib.import_module(backend)
-    except (ImportError, OSError, RuntimeError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return f"{backend} cannot be loaded: {first.rstrip('.')}"
-    return None
 
 
 def decode_stages(root: Path, backend: str, samples: int) -> dict[str, Callable[[], None]]:
@@ -267,20 +199,6 @@ def decode_tables(results: dict[str, Any]) -> list[Table]:
     return [table]
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no messages of encoders."""
-    datasets.disable_progress_bars()
-    av.logging.set_libav_level(av.logging.ERROR)
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        av.logging.set_libav_level(av.logging.INFO)
-        datasets.enable_progress_bars()
-
-
 # ---------------------------------------------------------------------------------------------------------- sections
 
 
@@ -292,7 +210,11 @@ class Section:
     tables: Callable[[dict[str, Any]], list[Table]]
 
 
-SECTIONS = {"decode": Section(run_decode, decode_tables)}
+SECTIONS = {
+    "decode": Section(run_decode, decode_tables),
+    "plan": Section(run_plan, plan_tables),
+    "loader": Section(run_loader, loader_tables),
+}
 
 
 def write_section(name: str, section: dict[str, Any], output: Path) -> None:
@@ -326,7 +248,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     decode.add_argument("--backends", nargs="*", choices=["pyav", "torchcodec"], default=["pyav", "torchcodec"])
     decode.add_argument("--samples", type=int, default=4, help="samples per timed round")
     decode.add_argument("--rounds", type=int, default=10, help="timed rounds")
-    for command in (decode,):
+    plan = subcommands.add_parser("plan", help="sources onto ranks, and look-ups in an order")
+    loader = subcommands.add_parser("loader", help="samples of 1, 8 and 64 sources, against stock LeRobot")
+    loader.add_argument("--backends", nargs="*", choices=["pyav", "torchcodec"], default=["pyav", "torchcodec"])
+    loader.add_argument("--sources", nargs="*", type=int, default=[1, 8, 64], help="sizes of mixtures")
+    loader.add_argument("--rounds", type=int, default=8, help="timed rounds")
+    loader.add_argument("--batches", type=int, default=2, help="batches of 8 samples per timed round")
+    loader.add_argument("--workers", type=int, default=2, help="for the part with data loader workers; 0 leaves it out")
+    for command in (decode, plan, loader):
         command.add_argument("--output", type=Path, help="add the section to <output>.json and <output>.md")
     arguments = parser.parse_args(argv)
 

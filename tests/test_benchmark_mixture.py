@@ -16,6 +16,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # scripts, not a package
 
 import mixture  # noqa: E402
+import mixture_loader  # noqa: E402
+import recordings  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +89,38 @@ def test_a_backend_that_cannot_be_loaded_is_named_with_its_reason(monkeypatch: p
     def fail(name: str) -> None:
         raise RuntimeError("\nCould not load libtorchcodec.\nMore lines")
 
-    monkeypatch.setattr(mixture.importlib, "import_module", fail)
+    monkeypatch.setattr(recordings.importlib, "import_module", fail)
     assert mixture.why_not("torchcodec") == "torchcodec cannot be loaded: Could not load libtorchcodec"
+
+
+def test_readers_of_the_loader_section_meet_the_same_frames_and_its_tables_say_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(mixture_loader, "SIZE", (48, 64))
+    monkeypatch.setattr(mixture_loader, "SECONDS", 2)
+    monkeypatch.setattr(mixture_loader, "SAMPLES_BEFORE_MEMORY", 8)
+    folder = mixture_loader.make_sources(tmp_path / "sources", 3)
+    for size in (1, 3):
+        mixture_loader.write_mixture(folder, size)
+    found = {(reader.name, reader.sources): reader for reader in mixture_loader.readers(folder, "pyav", [1, 3])}
+    assert set(found) == {("stock", 1), ("stock, sparse", 1), ("mixture", 1), ("concatenation", 3), ("mixture", 3)}
+    for first, second in ((("mixture", 1), ("stock", 1)), (("mixture", 3), ("concatenation", 3))):
+        (ours, positions), (theirs, indices) = found[first].open(), found[second].open()
+        for position, index in zip(range(4), indices, strict=False):
+            assert next(positions) == position
+            ours_item, stock_item = ours[position], theirs[index]
+            assert torch.equal(ours_item["action"][:, :14], stock_item["action"])
+            assert torch.equal(ours_item["observation.state"][:14], stock_item["observation.state"])
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(mixture_loader, "make_sources", lambda path, count: folder)
+    output = tmp_path / "mixture"
+    small = ["--backends", "pyav", "--sources", "1", "3", "--rounds=1", "--batches=1", "--workers=1"]
+    mixture.main(["loader", *small, f"--output={output}"])
+    torch.set_num_threads(threads)
+    measured = json.loads(output.with_suffix(".json").read_text())["loader"]["results"]["backends"]["pyav"]
+    assert set(measured["starts"]) == set(measured["one_process"]) == {f"{name} | {n}" for name, n in found}
+    assert set(measured["with_workers"]) == {"stock | 1", "stock, sparse | 1", "mixture | 1", "mixture | 3"}
+    assert measured["one_process"]["stock, sparse | 1"]["wall_ratio"] == 1
+    assert measured["starts"]["mixture | 3"]["open_sources"] == 3
+    assert all(cost["first_batch_s"] > 0 for cost in measured["starts"].values())
+    assert "Starting, and memory" in capsys.readouterr().out

@@ -107,7 +107,6 @@ def test_numbers_of_two_sources_on_two_ranks():
     rank = report.ranks["exact"][0]
     assert (rank.sources, rank.frames, rank.mass) == (("small",), 200, pytest.approx(0.5))
     assert rank.table_bytes == 200 * (36 + 4 * 14)
-    assert rank.index_bytes == 0
     assert rank.decoder_bytes == 2 * 2 * 3_000_000  # two cameras, two episodes
     assert rank.memory_bytes == rank.table_bytes + rank.decoder_bytes
     assert report.total_variation == {"exact": pytest.approx(0, abs=1e-12), "lpt": pytest.approx(0, abs=1e-12)}
@@ -142,9 +141,9 @@ def test_memory_is_bounded_where_it_must_be():
     long = source(0, "long", 1.0, np.full(10_000, 100), from_hub=True)
     (rank,) = report_mixture(mixture(long), 1).ranks["exact"]
     assert rank.decoder_bytes == 100 * 3_000_000
-    assert rank.index_bytes == 190 * 1_000_000
+    assert rank.table_bytes == 1_000_000 * (36 + 4 * 14)
     ranks = report_mixture(mixture(long), 10).ranks["exact"]
-    assert [r.index_bytes for r in ranks] == [19_000_000] * 10  # it grows with the rank's own frames only
+    assert [r.table_bytes for r in ranks] == [100_000 * (36 + 4 * 14)] * 10  # it grows with the rank's own frames only
     assert mixture_report.MAX_DECODERS == DEFAULT_DECODER_CACHE_SIZE  # or the note in mixture_report is out of date
 
 

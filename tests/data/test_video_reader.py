@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets import dataset_reader
+from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.utils.import_utils import get_safe_default_video_backend
@@ -215,3 +216,37 @@ def test_parts_cover_every_moment_once_and_break_at_gaps_only(frames: list[int],
     assert flat == sorted(set(frames))
     firsts = {round(part[0] * FPS) for part in parts}
     assert firsts - {flat[0]} == {later for earlier, later in itertools.pairwise(flat) if later - earlier > gap}
+
+
+@pytest.mark.parametrize("episodes", [None, [0, 2]])
+def test_chunks_come_from_the_table_without_lerobots_detour(
+    roots: dict[str, Path], episodes: list[int] | None, monkeypatch: pytest.MonkeyPatch
+):
+    """At the edges of episodes too; whatever is not float32 goes LeRobot's way."""
+    deltas = {"action": [-0.1, 0.0, 0.1, 0.5], "index": [0.0, 1 / FPS]}
+    stock, ours = (
+        LeRobotDataset(
+            "local/moments",
+            root=roots["h264"],
+            episodes=episodes,
+            delta_timestamps=deltas | {COLOUR: [-0.5, 0.0, 0.5]},
+            video_backend="pyav",
+            return_uint8=True,
+        )
+        for _ in range(2)
+    )
+    read_sparsely(ours)
+    query = DatasetReader._query_hf_dataset
+    asked: list[str] = []
+
+    def spy(self: Any, indices: dict[str, list[int]]) -> Any:
+        asked.extend(indices if self is ours.reader else [])
+        return query(self, indices)
+
+    monkeypatch.setattr(DatasetReader, "_query_hf_dataset", spy)
+    for index in (0, 1, 20, 39, 40, 44, len(stock) - 1):
+        expected, found = stock[index], ours[index]
+        assert expected.keys() == found.keys()
+        for key in expected.keys() - {"task"}:
+            assert torch.equal(expected[key], found[key]) and expected[key].dtype == found[key].dtype, key
+    assert set(asked) == {"index"}

@@ -24,17 +24,14 @@ SOURCES_SHOWN = 20
 """The largest sources are shown one by one in tables and pictures, the others as one line."""
 
 # Memory of one process that reads (a data loader worker), once it has every source of its rank open. Estimated from
-# above as tables + index + decoders:
+# above as tables + decoders:
 #     tables    frames x (36 + 4 x (state dims + action dims)) bytes: float32 values, a float32 time stamp and four
 #               int64 numbers per frame. Tables are memory-mapped: workers of one computer share these pages, and the
 #               kernel takes them back when memory is short.
-#     index     190 bytes x frames, for datasets in the Hub cache only: LeRobot keeps a Python dictionary of them when
-#               it is asked for some episodes (106 to 187 bytes per frame measured, CPython 3.12).
 #     decoders  3 MB x min(100, cameras x episodes). LeRobot 0.6.1 keeps at most 100 torchcodec decoders open. Measured
 #               at 480 x 640 pixels with torchcodec 0.11: 1.8 MB for AV1, 3.0 MB for H.264; less for smaller pictures.
 # Not in it: Python with torch and LeRobot themselves, batches on their way, and frames kept by policy.cache_frames_gb.
 INDEX_COLUMNS_BYTES = 4 + 4 * 8
-HUB_INDEX_BYTES = 190
 DECODER_BYTES = 3_000_000
 MAX_DECODERS = 100
 
@@ -82,12 +79,11 @@ class RankReport:
     frames: int
     hours: float
     table_bytes: int
-    index_bytes: int
     decoder_bytes: int
 
     @property
     def memory_bytes(self) -> int:
-        return self.table_bytes + self.index_bytes + self.decoder_bytes
+        return self.table_bytes + self.decoder_bytes
 
 
 @dataclass(frozen=True)
@@ -202,7 +198,6 @@ def _ranks(plan: RankPlan, sources: Sequence[Source]) -> tuple[RankReport, ...]:
                 frames=sum(piece.num_frames for piece in pieces),
                 hours=sum(piece.num_frames / source.dataset_fps for piece, source in read) / 3600,
                 table_bytes=sum(piece.num_frames * _row_bytes(source) for piece, source in read),
-                index_bytes=sum(piece.num_frames * HUB_INDEX_BYTES for piece, source in read if source.from_hub),
                 decoder_bytes=DECODER_BYTES * min(MAX_DECODERS, sum(_videos(piece, source) for piece, source in read)),
             )
         )

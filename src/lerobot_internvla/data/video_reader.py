@@ -11,11 +11,14 @@ import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
+import numpy as np
+import pyarrow
 import torch
 from lerobot.datasets.dataset_reader import DatasetReader  # pyright: ignore[reportMissingTypeStubs]
+from numpy.typing import NDArray
 from torch import Tensor
 
 SPAN_BACKENDS = ("pyav", "video_reader")
@@ -52,7 +55,7 @@ def frames_per_keyframe(video: Path) -> float:
 
 
 class SparseVideoReader(DatasetReader):
-    """LeRobot's reader, without the frames between the moments that were asked for."""
+    """LeRobot's reader, without the frames between the moments that were asked for, nor detours to the numbers."""
 
     keyframe_distances: dict[str, float]
     """In frames, by camera, from the first of its files that is read. They decide about time, never about frames."""
@@ -62,8 +65,58 @@ class SparseVideoReader(DatasetReader):
     def _get_query_timestamps(
         self, current_ts: float, query_indices: dict[str, list[int]] | None = None
     ) -> dict[str, list[float]]:
-        wanted = super()._get_query_timestamps(current_ts, query_indices)
-        return {key: moments for key, moments in wanted.items() if self.cameras is None or key in self.cameras}
+        wanted: dict[str, list[float]] = {}
+        for camera in self._meta.video_keys:
+            if self.cameras is not None and camera not in self.cameras:
+                continue
+            indices = None if query_indices is None else query_indices.get(camera)
+            moments = None if indices is None else self._numbers("timestamp", indices)
+            if indices is not None and moments is None:  # time stamps of another type
+                return {
+                    key: moments
+                    for key, moments in super()._get_query_timestamps(current_ts, query_indices).items()
+                    if self.cameras is None or key in self.cameras
+                }
+            wanted[camera] = [current_ts] if moments is None else cast(list[float], cast(Any, moments).tolist())
+        return wanted
+
+    def _query_hf_dataset(self, query_indices: dict[str, list[int]]) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        others: dict[str, list[int]] = {}
+        for key, indices in query_indices.items():
+            if key in self._meta.video_keys:
+                continue
+            numbers = self._numbers(key, indices)
+            if numbers is None:
+                others[key] = indices
+            else:
+                result[key] = numbers
+        return result | cast(Any, super())._query_hf_dataset(others) if others else result
+
+    def _numbers(self, key: str, indices: Sequence[int]) -> Tensor | None:
+        """float32 rows of one episode straight from the table, [rows] or [rows, dims]; None for any other column.
+
+        LeRobot makes Python numbers of them first and a tensor of each row, which for chunks of 50 actions takes a
+        quarter of a sample's time where TorchCodec decodes the frames.
+        """
+        table: Any = self.hf_dataset
+        arrow: Any = pyarrow
+        column: Any = table.data.column(key)
+        is_list = arrow.types.is_fixed_size_list(column.type)
+        if (column.type.value_type if is_list else column.type) != arrow.float32() or table._indices is not None:
+            return None
+        mapping: Any = self._absolute_to_relative_idx
+        rows = np.array(indices if mapping is None else [mapping[index] for index in indices])
+        first = int(rows.min())  # an episode lies in one piece
+        column = column.slice(first, int(rows.max()) - first + 1)
+        if column.null_count:
+            return None
+        values: NDArray[np.float32] = np.concatenate(
+            [(chunk.flatten() if is_list else chunk).to_numpy() for chunk in column.chunks]
+        )
+        if is_list:
+            values = values.reshape(len(column), -1)
+        return torch.from_numpy(values[rows - first])  # pyright: ignore[reportUnknownMemberType]
 
     def _query_videos(self, query_timestamps: dict[str, list[float]], ep_idx: int) -> dict[str, Tensor]:
         """Frames of one episode.

@@ -230,14 +230,14 @@ def _spread(report: "MixtureReport") -> Table:
                 style="bold" if name == report.strategy else "",
             )
         table.add_section()
-    table.caption = "memory: estimate of tables (memory-mapped), index and video decoders; see docs/mixtures.md"
+    table.caption = "memory: estimate of tables (memory-mapped) and video decoders; see docs/mixtures.md"
     table.caption_justify = "left"
     return table
 
 
 def _ranks(report: "MixtureReport") -> Table:
     table = Table(title=f"ranks, strategy {report.strategy}", title_justify="left")
-    for heading in ("rank", "frames", "hours", "tables\nMB", "index\nMB", "decoders\nMB"):
+    for heading in ("rank", "frames", "hours", "tables\nMB", "decoders\nMB"):
         table.add_column(heading, justify="right")
     table.add_column("sources, heaviest first", overflow="fold")
     for rank in report.ranks[report.strategy]:
@@ -245,7 +245,7 @@ def _ranks(report: "MixtureReport") -> Table:
             str(rank.rank),
             f"{rank.frames:,}",
             f"{rank.hours:,.2f}",
-            *(f"{size / 1e6:,.1f}" for size in (rank.table_bytes, rank.index_bytes, rank.decoder_bytes)),
+            *(f"{size / 1e6:,.1f}" for size in (rank.table_bytes, rank.decoder_bytes)),
             _names(rank),
         )
     return table
