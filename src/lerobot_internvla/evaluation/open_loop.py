@@ -191,7 +191,7 @@ def evaluate_open_loop(
     joints = describe_joints(meta.features, robot_type=meta.robot_type, stats=meta.stats, embodiment=embodiment)
     stride = stride or min(policy.n_action_steps for policy in policies)
     horizon = max(policy.chunk_size for policy in policies)
-    frames = sorted({offset for policy in policies for offset in policy.frame_offsets(meta.fps)})
+    frames = sorted({offset for policy in policies for offset in policy.frame_offsets(float(meta.fps))})
     episodes = episode_positions(dataset)
     starts = [position for where in episodes.values() for position in where[::stride]]
     reader = _reader(dataset, frames, horizon)
@@ -214,7 +214,7 @@ def evaluate_open_loop(
             true, valid, previous = _recorded(batch)
             guesses: dict[str, Tensor] = baseline_chunks(state, previous, joints, horizon)
             for policy in policies:
-                wanted = policy.frame_offsets(meta.fps)
+                wanted = policy.frame_offsets(float(meta.fps))
                 seen = _observation(batch, frames, wanted, only_cameras=policy.is_ours)
                 chunks = policy.predict(seen, [seed + position for position in positions])
                 if chunks.shape[2] != len(joints):
