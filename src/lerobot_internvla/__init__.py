@@ -1,7 +1,7 @@
 """InternVLA-A1 for stock LeRobot.
 
-Importing this package registers the policy type ``internvla_a1``, the conveyor environments and the simulated robots with
-LeRobot; LeRobot's own commands do it by themselves. It stays light: transformers and diffusers are imported when a
+Importing this package registers the policy type ``internvla_a1``, the conveyor environments and the simulated robots
+with LeRobot; LeRobot's own commands do it by themselves. It stays light: transformers and diffusers are imported when a
 policy is built, simulators when one is needed, and what is missing is named then.
 """
 
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from . import envs, robots
-from .configuration_internvla_a1 import InternVLAA1Config
+from .configuration_internvla_a1 import WHEN_CREATED, InternVLAA1Config
 from .conversion import unconverted as unconverted  # the reference's own policy types, refused with the next command
 from .errors import InternVLAError
 
@@ -22,10 +22,17 @@ try:
 except PackageNotFoundError:  # a checkout on PYTHONPATH: usable from Python, but LeRobot's commands will not find it
     __version__ = "0+not.installed"
 
-if "lerobot.datasets.factory" in sys.modules:  # only commands that train have it loaded; importing it would be slow
-    from .data import stock_training
 
-    stock_training.install()
+def _enter_training() -> None:
+    """Wrap what lerobot-train makes its dataset with; only where that is loaded, because importing it is slow."""
+    if "lerobot.datasets.factory" in sys.modules:
+        from .data import stock_training
+
+        stock_training.install()
+
+
+_enter_training()  # the command imports us after its own modules
+WHEN_CREATED.append(_enter_training)  # a notebook may import us first, and LeRobot's training later
 
 __all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs", "robots"]
 

@@ -4,7 +4,7 @@ Everything that rebuilds the policy and its processors is here; weights, statist
 the checkpoint folder. Field comments are the help texts of ``lerobot-train --help --policy.type=internvla_a1``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.architecture import Architecture, build_architecture
 
 EXPERTS = ("understanding", "foresight", "action")
+WHEN_CREATED: list[Callable[[], None]] = []
+"""Called for every configuration that is made: in lerobot-train that is before the dataset is."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "action_representation": ("absolute", "relative"),
     "dtype": ("float32", "bfloat16"),
@@ -199,6 +201,8 @@ class InternVLAA1Config(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for call in WHEN_CREATED:
+            call()
         build_architecture(self.variant, self.architecture_overrides)
         problems = [
             f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}"

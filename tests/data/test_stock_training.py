@@ -1,5 +1,7 @@
 """Where we enter stock training: once, for our policy only, and with --dataset.eval_split too."""
 
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,20 @@ def test_a_split_keeps_its_readers_and_caches_the_training_part(unwrapped: Any, 
 
 def test_a_command_that_does_not_train_is_left_alone(unwrapped: Any, monkeypatch: pytest.MonkeyPatch):
     stock = unwrapped.make_dataset
-    monkeypatch.delitem(__import__("sys").modules, "lerobot.datasets.factory")
+    monkeypatch.delitem(sys.modules, "lerobot.datasets.factory")
     stock_training.install()
     assert unwrapped.make_dataset is stock
+
+
+def test_importing_us_before_lerobots_training_changes_nothing():
+    """As in a notebook that calls lerobot_train.main() in its last cell; the import itself stays light."""
+    script = """
+import sys
+import lerobot_internvla
+assert "lerobot.datasets.factory" not in sys.modules
+from lerobot.scripts import lerobot_train
+assert not hasattr(lerobot_train.make_train_eval_datasets, "__wrapped__")
+lerobot_internvla.InternVLAA1Config(variant="tiny", device="cpu", push_to_hub=False)
+assert lerobot_train.make_train_eval_datasets.__wrapped__
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)

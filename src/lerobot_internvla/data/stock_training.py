@@ -1,7 +1,8 @@
 """The one place where this package enters stock ``lerobot-train``: which dataset it trains on, and how it is read.
 
-LeRobot has no hook for either, so two of its functions are wrapped, once, when a command that trains imports the
-plugin. Both call the original, and return what it returned for every policy but ``internvla_a1``. For ours:
+LeRobot has no hook for either, so two of its functions are wrapped, once: when a command that trains imports the plugin
+or, where that was imported first, when a configuration of our policy is made. Both call the original, and return what
+it returned for every policy but ``internvla_a1``. For ours:
 
 - ``--dataset.root=<file>.yaml`` names a mixture of datasets (mixture_file.py), read as one;
 - the reader decodes sparse moments without the video between them (video_reader.py);
