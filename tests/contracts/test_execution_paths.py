@@ -12,12 +12,7 @@ relative actions:
 The model is a tiny one whose denoiser is replaced by one that knows where it wants to go (``Planner``).
 """
 
-import contextlib
 import itertools
-import signal
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from clocked_runs import free_port, import_async_inference, rollout_flags, running_client, start_server, wait_until
 from clocked_world import FPS, JOINTS, STEPS, Diary, World, state_at
 from lerobot_internvla import InternVLAA1Policy
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
@@ -36,7 +32,6 @@ from lerobot_internvla.testing import tiny_dataset
 from stock_commands import last_checkpoint, lerobot_eval, lerobot_rollout, lerobot_train, training_flags
 
 INTERVAL, CHUNK, EXECUTED, HORIZON = 15, 24, 10, 14
-TASK = "move the square to the left"
 LAYOUT = [
     f"--policy.chunk_size={CHUNK}",
     f"--policy.n_action_steps={EXECUTED}",
@@ -196,24 +191,6 @@ def run_eval_in_training(data: Path, flags: list[str], tmp_path: Path, **_: Any)
     )
 
 
-def stop_at(tick: int) -> Callable[[int], None]:
-    """Ctrl-C when this tick begins: a number of ticks, however busy the computer."""
-    return lambda now: signal.raise_signal(signal.SIGINT) if now == tick else None
-
-
-def rollout_flags(checkpoint: Path) -> list[str]:
-    World.diary.before_tick = stop_at(STEPS + 15)
-    return [
-        f"--policy.path={checkpoint}",
-        "--robot.type=clocked",
-        f"--task={TASK}",
-        f"--fps={FPS}",
-        "--duration=60",
-        "--device=cpu",
-        "--return_to_initial_position=false",
-    ]
-
-
 def run_sync(checkpoint: Path, **_: Any) -> None:
     lerobot_rollout(*rollout_flags(checkpoint), "--inference.type=sync", "--strategy.type=base")
 
@@ -228,60 +205,14 @@ def run_rtc(checkpoint: Path, **_: Any) -> None:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def run_async(checkpoint: Path, tmp_path: Path, **_: Any) -> None:
     """LeRobot's client against our server, both as they are, in threads of this process."""
-    grpc = pytest.importorskip("grpc", reason="the policy server needs grpc: the extra 'async'")
-    with contextlib.chdir(tmp_path):  # LeRobot makes a folder for logs as soon as these are imported
-        pass
-    from concurrent import futures
-
-    from lerobot.async_inference.configs import RobotClientConfig
-    from lerobot.async_inference.robot_client import RobotClient
-    from lerobot.transport import services_pb2_grpc
-
-    from clocked_world import ClockedRobotConfig
-    from lerobot_internvla.serving.policy_server import InternVLAPolicyServer, InternVLAPolicyServerConfig
-
+    import_async_inference(tmp_path)
     port = free_port()
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-    service = InternVLAPolicyServer(InternVLAPolicyServerConfig(port=port, fps=FPS))
-    services_pb2_grpc.add_AsyncInferenceServicer_to_server(service, server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    server.start()
-    client = RobotClient(
-        RobotClientConfig(
-            policy_type="internvla_a1",
-            pretrained_name_or_path=str(checkpoint),
-            robot=ClockedRobotConfig(),
-            actions_per_chunk=CHUNK,
-            task=TASK,
-            server_address=f"127.0.0.1:{port}",
-            chunk_size_threshold=1.0,
-            fps=FPS,
-            aggregate_fn_name="latest_only",
-        )
-    )
-    assert client.start()
-    threads = [
-        threading.Thread(target=client.receive_actions, daemon=True),
-        threading.Thread(target=client.control_loop, args=(TASK,), daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
-    enough = time.monotonic() + 30
-    while len(World.diary.seen_at) < STEPS + 30 and time.monotonic() < enough:
-        time.sleep(0.05)
-    client.shutdown_event.set()
-    threads[1].join(10)
-    client.stop()
+    server = start_server(port)
+    with running_client(checkpoint, port, CHUNK):
+        wait_until(lambda: len(World.diary.seen_at) >= STEPS + 30)
     server.stop(None).wait()
-    threads[0].join(10)
 
 
 PATHS = {
