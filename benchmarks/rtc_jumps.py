@@ -135,7 +135,12 @@ def jumps(traces: list[Trace], arms: list[int]) -> tuple[np.ndarray, np.ndarray]
 
 
 def measure(
-    policy: InternVLAA1Policy, delays_ms: list[float], episodes: int, horizon: int, max_ticks: int
+    policy: InternVLAA1Policy,
+    delays_ms: list[float],
+    episodes: int,
+    horizon: int,
+    max_ticks: int,
+    modes: list[Mode],
 ) -> Iterator[tuple[Row, np.ndarray, Trace]]:
     fps = policy.config.fps or 10.0
     threshold = policy.config.chunk_size - policy.config.n_action_steps
@@ -146,7 +151,7 @@ def measure(
     env = ConveyorEnv()
     for delay_ms in delays_ms:
         delay = round(delay_ms / 1000 * fps)
-        for mode in MODES:
+        for mode in modes:
             traces = [run_episode(policy, env, mode, delay, 7000 + e, threshold, max_ticks) for e in range(episodes)]
             at_seams, within = jumps(traces, arms)
             row = Row(
@@ -170,6 +175,8 @@ def draw(rows: list[Row], samples: list[np.ndarray], traces: list[Trace], names:
     for offset, mode in enumerate(MODES):
         chosen = [(row, sample) for row, sample in zip(rows, samples, strict=True) if row.mode == mode]
         places = np.arange(len(delays)) * 5 + offset
+        if not chosen:
+            continue
         boxes = left.boxplot(
             [sample for _, sample in chosen], positions=places, widths=0.8, showfliers=False, patch_artist=True
         )
@@ -226,13 +233,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=6)
     parser.add_argument("--horizon", type=int, default=None, help="RTC execution horizon; default: n_action_steps")
     parser.add_argument("--noise_scale", type=float, default=1.0, help="of sampling; 1 as in training")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--max_ticks", type=int, default=150)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rtc_jumps"), help="without extension")
     arguments = parser.parse_args()
     policy = InternVLAA1Policy.from_pretrained(arguments.policy)
     policy.config.noise_scale = arguments.noise_scale
     horizon = arguments.horizon or policy.config.n_action_steps
-    found = list(measure(policy, arguments.delays_ms, arguments.episodes, horizon, arguments.max_ticks))
+    episodes, max_ticks = arguments.episodes, arguments.max_ticks
+    found = list(measure(policy, arguments.delays_ms, episodes, horizon, max_ticks, arguments.modes))
     rows = [row for row, _, _ in found]
     names = policy.config.action_feature_names or [str(i) for i in range(32)]
     draw(
