@@ -1,8 +1,9 @@
-"""What many datasets cost: reading video, planning ranks, loading samples.
+"""What many datasets cost: reading video, planning ranks, loading samples, computing latents.
 
     python benchmarks/mixture.py decode                                 three moments of every camera; some minutes
     python benchmarks/mixture.py plan                                   sources onto ranks, look-ups in orders; a minute
     python benchmarks/mixture.py loader                                 1, 8 and 64 sources against stock; some minutes
+    python benchmarks/mixture.py latents                                training steps with cached latents; some minutes
     python benchmarks/mixture.py loader --output benchmarks/results/x   also writes its section of x.json and x.md
 
 Every subcommand measures one section of a report. Sections that are already in <output>.json stay there. Datasets are
@@ -26,6 +27,7 @@ import torch
 from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from measure import Clock, Table, describe_machine, interleave
+from mixture_latents import CASES, latents_tables, run_latents
 from mixture_loader import loader_tables, run_loader
 from mixture_planning import plan_tables, run_plan
 from recordings import CAMERAS, quiet, say, textured, why_not
@@ -214,6 +216,7 @@ SECTIONS = {
     "decode": Section(run_decode, decode_tables),
     "plan": Section(run_plan, plan_tables),
     "loader": Section(run_loader, loader_tables),
+    "latents": Section(run_latents, latents_tables),
 }
 
 
@@ -255,7 +258,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     loader.add_argument("--rounds", type=int, default=8, help="timed rounds")
     loader.add_argument("--batches", type=int, default=2, help="batches of 8 samples per timed round")
     loader.add_argument("--workers", type=int, default=2, help="for the part with data loader workers; 0 leaves it out")
-    for command in (decode, plan, loader):
+    latents = subcommands.add_parser("latents", help="training steps with and without cached latents")
+    latents.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    latents.add_argument("--rounds", type=int, default=8, help="timed rounds; at most 4 with Cosmos in full size")
+    latents.add_argument("--threads", type=int, default=1)
+    for command in (decode, plan, loader, latents):
         command.add_argument("--output", type=Path, help="add the section to <output>.json and <output>.md")
     arguments = parser.parse_args(argv)
 
