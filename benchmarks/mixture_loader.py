@@ -4,10 +4,11 @@
 
 Readers, each on the same draws, three cameras at three moments and 50 actions per sample:
 
-    stock          one LeRobotDataset
-    stock, sparse  the same with the plugin's reader: the same decoding work as a mixture
-    concatenation  torch's ConcatDataset over stock datasets
-    mixture        MixtureDataset: planned, drawn by weight, letterboxed, canonical
+    stock                   one LeRobotDataset
+    stock, sparse decoding  the same, except that it decodes what a mixture decodes: differs from stock with pyav only
+    stock, our reader       the same with the plugin's whole reader, as lerobot-train gives it to our policy
+    concatenation           torch's ConcatDataset over stock datasets
+    mixture                 MixtureDataset: planned, drawn by weight, letterboxed, canonical
 """
 
 import argparse
@@ -26,6 +27,8 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from lerobot.datasets import video_utils
+from lerobot.datasets.dataset_reader import DatasetReader
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from measure import Clock, Table, interleave
@@ -36,7 +39,7 @@ from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
 from lerobot_internvla.data.canonical import SampleShape, delta_timestamps
 from lerobot_internvla.data.mixture_dataset import MixtureDataset, ReadSettings
 from lerobot_internvla.data.sources import Source, load_mixture
-from lerobot_internvla.data.video_reader import read_sparsely
+from lerobot_internvla.data.video_reader import SparseVideoReader, read_sparsely
 from lerobot_internvla.embodiments.spec import Dim, Embodiment, Part
 
 BATCH = 8
@@ -44,6 +47,16 @@ SIZE, SECONDS = (240, 320), 4
 FRAMES_PER_SAMPLE = 3 * len(CAMERAS)
 SAMPLES_BEFORE_MEMORY = 128
 RANKS = 8
+
+
+class SparseDecoding(SparseVideoReader):
+    """The decoding of the plugin's reader, and nothing else of it."""
+
+    _query_hf_dataset = DatasetReader._query_hf_dataset
+    _get_query_timestamps = DatasetReader._get_query_timestamps
+
+
+REFERENCES = {"stock": "stock", "decoding": "stock, sparse decoding", "reader": "stock, our reader"}
 
 
 @dataclass(frozen=True)
@@ -110,23 +123,21 @@ def readers(folder: Path, backend: str, sizes: list[int]) -> list[Reader]:
         step = BATCH * world_size  # rank 0 reads the first batch of every step
         return dataset, (start + place for start in range(0, 10**9, step) for place in range(BATCH))
 
-    def stock(size: int, *, sparse: bool, concatenated: bool) -> tuple[Any, Iterator[int]]:
+    def stock(size: int, kind: str = "stock") -> tuple[Any, Iterator[int]]:
         ours = open_mixture(folder / f"mixture_{size}.yaml", backend)
         parts = [_stock(source, ours.shape, backend) for source in ours.mixture.sources]
-        if sparse:
-            for part in parts:
-                read_sparsely(part)
+        if kind in ("stock, sparse decoding", "stock, our reader"):
+            read_sparsely(parts[0])
+        if kind == "stock, sparse decoding":
+            parts[0].reader.__class__ = SparseDecoding
         located = (ours.locate(position) for position in range(10**9))
         indices = (source.index * source.num_frames + frame for source, frame in located)  # all are of one length
-        return ConcatDataset(parts) if concatenated else parts[0], indices
+        return ConcatDataset(parts) if kind == "concatenation" else parts[0], indices
 
-    found = [
-        Reader("stock", 1, functools.partial(stock, 1, sparse=False, concatenated=False)),
-        Reader("stock, sparse", 1, functools.partial(stock, 1, sparse=True, concatenated=False)),
-    ]
+    found = [Reader(kind, 1, functools.partial(stock, 1, kind)) for kind in REFERENCES.values()]
     for size in sizes:
         if size > 1:
-            found.append(Reader("concatenation", size, functools.partial(stock, size, sparse=False, concatenated=True)))
+            found.append(Reader("concatenation", size, functools.partial(stock, size, "concatenation")))
         found.append(Reader("mixture", size, functools.partial(mixture, size)))
         if size >= RANKS**2:
             found.append(Reader(f"mixture, rank 0 of {RANKS}", size, functools.partial(mixture, size, RANKS)))
@@ -193,8 +204,11 @@ def _stage(reader: Reader, batches: int) -> Callable[[], None]:
         for piece in dataset.pieces:
             dataset._reader(dataset.mixture.sources[piece.source])
     iterator = iter(DataLoader(dataset, batch_size=BATCH, sampler=indices))  # type: ignore[arg-type]
+    decoders = video_utils.VideoDecoderCache()
 
     def run() -> None:
+        # Or one reader would find the files open that another has just read.
+        video_utils._default_decoder_cache = decoders
         for _ in range(batches):
             next(iterator)
 
@@ -251,8 +265,20 @@ def _wait_until_idle(processes: list[psutil.Process], quiet_s: float = 0.6) -> N
 
 
 def _summary(clocks: dict[str, Clock], samples: int) -> dict[str, Any]:
-    base = clocks["stock, sparse | 1"]
-    stock = clocks.get("stock | 1", base)
+
+    def ratios(name: str) -> dict[str, float]:
+        """To each reference, round by round; the median."""
+        return {
+            f"{kind}_to_{reference}": statistics.median(
+                ours / theirs
+                for ours, theirs in zip(
+                    getattr(clocks[name], f"{kind}_s"), getattr(clocks[f"{label} | 1"], f"{kind}_s"), strict=True
+                )
+            )
+            for reference, label in REFERENCES.items()
+            for kind in ("cpu", "wall")
+        }
+
     return {
         name: {
             "wall_median_ms": 1e3 * statistics.median(clock.wall_s) / samples,
@@ -260,11 +286,7 @@ def _summary(clocks: dict[str, Clock], samples: int) -> dict[str, Any]:
             "cpu_median_ms": 1e3 * statistics.median(clock.cpu_s) / samples,
             "cpu_min_ms": 1e3 * min(clock.cpu_s) / samples,
             "samples_per_s": samples / min(clock.wall_s),
-            "wall_ratio": statistics.median(a / b for a, b in zip(clock.wall_s, base.wall_s, strict=True)),
-            "cpu_ratio": statistics.median(a / b for a, b in zip(clock.cpu_s, base.cpu_s, strict=True)),
-            "cpu_min_ratio": min(clock.cpu_s) / min(base.cpu_s),
-            "cpu_to_stock": statistics.median(a / b for a, b in zip(clock.cpu_s, stock.cpu_s, strict=True)),
-            "wall_to_stock": statistics.median(a / b for a, b in zip(clock.wall_s, stock.wall_s, strict=True)),
+            **ratios(name),
             "cpu_all_ms": [round(1e3 * seconds / samples, 2) for seconds in clock.cpu_s],
             "wall_all_ms": [round(1e3 * seconds / samples, 2) for seconds in clock.wall_s],
         }
@@ -299,7 +321,7 @@ def run_loader(arguments: argparse.Namespace) -> dict[str, Any]:
         for backend in usable:
             if arguments.workers:
                 say(f"{backend}: {arguments.workers} workers")
-                some = [r for r in found[backend] if r.name in ("stock", "stock, sparse", "mixture")]
+                some = [r for r in found[backend] if r.name in (*REFERENCES.values(), "mixture")]
                 clocks = _with_workers(some, arguments.workers, max(2, arguments.rounds // 2), 2 * arguments.batches)
                 samples = 2 * arguments.batches * BATCH
                 results["backends"][backend]["with_workers"] = _summary(clocks, samples)
@@ -335,14 +357,15 @@ def loader_tables(results: dict[str, Any]) -> list[Table]:
                     backend, name, sources, workers, f"{cost['cpu_min_ms']:.1f}", f"{cost['cpu_median_ms']:.1f}",
                     f"{cost['wall_median_ms']:.1f}", f"{cost['samples_per_s']:.0f}",
                     f"{FRAMES_PER_SAMPLE * cost['samples_per_s']:.0f}",
-                    f"{cost['cpu_to_stock']:.2f}", f"{cost['wall_to_stock']:.2f}",
-                    f"{cost['cpu_ratio']:.2f}", f"{cost['wall_ratio']:.2f}",
+                    *(f"{cost[ratio]:.2f}"
+                      for ratio in ("cpu_to_stock", "cpu_to_decoding", "wall_to_decoding", "cpu_to_reader")),
                 )  # fmt: skip
     speed.note = (
         f"Per sample, collated into batches of {results['batch']}; videos are {SIZE[0]} x {SIZE[1]} at 30 frames per "
         "second, LeRobot's default encoding. Readers take turns within a round and read the same frames. Ratios: the "
-        "median over rounds of times divided by those of one stock dataset in the same round, as LeRobot reads it or "
-        "with the plugin's reader, which decodes fewer frames with pyav and the same ones with torchcodec. CPU: of the "
+        "median over rounds of times divided by those of one stock dataset in the same round: as LeRobot reads it; "
+        "decoding what a mixture decodes, which is less with pyav and the same with torchcodec; with our whole "
+        "reader, which takes actions straight from the table too. Each has its own cache of decoders. CPU: of the "
         "process, or of the workers; other processes disturb it less than wall time, which on a busy machine is mostly "
         "waiting. Samples of a mixture are letterboxed in that time, stock ones are not."
     )

@@ -176,15 +176,16 @@ def letterbox_bytes(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """``images.letterbox`` in whole numbers: uint8 [T, 3, height, width] -> uint8 [T, 3, *size].
 
     The same geometry; values are at most one of 255 levels away from the policy's own letterbox rounded to bytes, where
-    a video codec is several away. It takes a thirtieth of the time, and reading would otherwise wait for it.
+    a video codec is several away. It takes a tenth of the time at 480 x 640, and reading would wait for it.
     """
     height, width = frames.shape[-2:]
     if (height, width) == size:
         return frames
     top, left, bottom, right = content_box(height, width, size)
-    frames = frames.contiguous(memory_format=torch.channels_last)  # what torch's fast kernel for bytes wants
     frames = F.interpolate(frames, size=(bottom - top, right - left), mode="bilinear", align_corners=False)
-    return F.pad(frames, (left, size[1] - right, top, size[0] - bottom)).contiguous()
+    view = torch.zeros(len(frames), 3, *size, dtype=torch.uint8)
+    view[..., top:bottom, left:right] = frames
+    return view
 
 
 @lru_cache(maxsize=256)
