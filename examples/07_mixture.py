@@ -2,7 +2,8 @@
 
 Records three small datasets: the 2-D conveyor (two point grippers, 6 dims, 10 Hz), the MuJoCo conveyor (two 6-joint
 arms, 14 dims, 20 Hz) and a video without actions. A mixture file gives each its share; `internvla-mixture show` says
-what two ranks would read; stock `lerobot-train` reads it; stock `lerobot-eval` drives each robot from the same checkpoint.
+what two ranks would read; stock `lerobot-train` reads it; stock `lerobot-eval` drives each robot from the same
+checkpoint.
 
 Needs:  pip install "lerobot_policy_internvla_a1[mujoco]"
 Run:    python examples/07_mixture.py

@@ -14,7 +14,7 @@ that ``lerobot-train`` reads. Everything is a pure function of its arguments.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import av.logging
 import datasets
@@ -27,6 +27,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from numpy.typing import NDArray
 
+from .action_space import ActionSpace
 from .configuration_internvla_a1 import InternVLAA1Config
 from .embodiments.spec import Dim, Embodiment, Part
 from .errors import InternVLAError
@@ -143,7 +144,7 @@ def tiny_policy(config: InternVLAA1Config | None = None, *, seed: int = 0, **cha
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = InternVLAA1Policy(config or tiny_config(**changes))
-    policy.action_space.set_identity()
+    cast(ActionSpace, policy.action_space).set_identity()
     return policy.to(policy.config.device).eval()
 
 

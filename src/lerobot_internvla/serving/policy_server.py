@@ -84,6 +84,11 @@ class InternVLAPolicyServer(PolicyServer):
     """LeRobot's server, with a memory for frames. Other policies are served as LeRobot serves them."""
 
     config: InternVLAPolicyServerConfig
+    # LeRobot's constructor sets these to None, which is all that its types say of them.
+    policy: Any
+    preprocessor: Any
+    lerobot_features: Any
+    last_processed_obs: Any
 
     def __init__(self, config: InternVLAPolicyServerConfig) -> None:
         admit_policy()
