@@ -240,11 +240,16 @@ def expected_by(config: Any, state_dim: int | None, action_dim: int | None) -> E
             tuple(key for slot, key in slots.items() if slot in robot.cameras),
             config.fps or row.fps,
         )
-    sides = (config.robot_state_feature, config.action_feature)
-    widths = [None if side is None else int(side.shape[0]) for side in sides]
-    names = [getattr(config, f"{side}_feature_names", None) for side in ("state", "action")]
-    given = [None if own is None else tuple(own) for own in names]
-    return Expected(*widths, *given, tuple(config.image_features), getattr(config, "fps", None))
+    state, action = config.robot_state_feature, config.action_feature
+    state_names, action_names = (getattr(config, f"{side}_feature_names", None) for side in ("state", "action"))
+    return Expected(
+        None if state is None else int(state.shape[0]),
+        None if action is None else int(action.shape[0]),
+        None if state_names is None else tuple(state_names),
+        None if action_names is None else tuple(action_names),
+        tuple(config.image_features),
+        getattr(config, "fps", None),
+    )
 
 
 def history_frames(config: InternVLAA1Config, fps: float) -> int:

@@ -4,7 +4,8 @@ Colours are told apart with any kind of colour vision (Okabe and Ito); demonstra
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ from lerobot_internvla.evaluation.scores import Errors
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, GREY, LINE = "#1b1f24", "#66707b", "#c9d1d9"
 BASELINE_STYLES = {HOLD: (0, (4, 2)), REPEAT: (0, (1, 1.5))}
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": LINE,
     "axes.labelcolor": GREY,
@@ -128,8 +129,7 @@ def _share_time_label(panels: Sequence[Axes], columns: int, text: str) -> None:
 
 def _finish(figure: Figure, first: Axes) -> bytes:
     handles, labels = first.get_legend_handles_labels()
-    entries: Mapping[str, object] = dict(zip(labels, handles, strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=min(4, len(entries)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)))
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor="white", metadata={"Software": None})
     return file.getvalue()

@@ -92,12 +92,14 @@ def surroundings_of_robot(robot: Any, fps: float | None) -> Surroundings:
     """
     from lerobot.utils.feature_utils import hw_to_dataset_features
 
-    observed = {
+    observed: dict[str, Any] = {
         name: kind
         for name, kind in robot.observation_features.items()
         if isinstance(kind, tuple) or (kind is float and name.endswith((".pos", ".vel")))
     }
-    commanded = {name: kind for name, kind in robot.action_features.items() if name.endswith((".pos", ".vel"))}
+    commanded: dict[str, Any] = {
+        name: kind for name, kind in robot.action_features.items() if name.endswith((".pos", ".vel"))
+    }
     features = {**hw_to_dataset_features(observed, "observation"), **hw_to_dataset_features(commanded, ACTION)}
     features = {key: f for key, f in features.items() if not f.get("info", {}).get("is_depth_map")}
     return Surroundings(f"robot {robot.name}", features, fps, robot.name, "robot")
@@ -253,7 +255,7 @@ def check_cameras(
         renamed = f" (renamed from {short_name(there[key])})" if there[key] != key else ""
         text = f"{short_name(key)}{renamed}" + (f" -> slot {slot_of[key]}" if key in slot_of else "")
         height, width = _size(around.features[there[key]])
-        trained = tuple(config.input_features[key].shape[-2:])
+        trained = tuple(config.image_features[key].shape[-2:])
         if height is None or width is None:
             text += "; its size is known when the robot is connected"
             found.append(Finding("cameras", "ok", text))
@@ -369,8 +371,8 @@ def fake_observation(config: Any, state_dim: int | None = None) -> dict[str, Any
     """
     batch: dict[str, Any] = {"task": ["check"]}
     for key, feature in (config.input_features or {}).items():
-        is_state = key == OBS_STATE and state_dim is not None
-        batch[key] = torch.full((1, *((state_dim,) if is_state else feature.shape)), 0.5 if "image" in key else 0.0)
+        shape = (state_dim,) if key == OBS_STATE and state_dim is not None else feature.shape
+        batch[key] = torch.full((1, *shape), 0.5 if "image" in key else 0.0)
         if isinstance(config, InternVLAA1Config) and config.use_foresight and "image" in key:
             batch[key] = batch[key][:, None].expand(-1, 2, -1, -1, -1)  # past and now
     return batch
