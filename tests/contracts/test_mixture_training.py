@@ -111,6 +111,7 @@ def test_the_log_has_losses_and_shares_of_every_source_at_every_step(run: tuple[
     assert metrics[-1]["share_distance"] == pytest.approx(distance, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_samples_with_workers_and_from_another_folder(
     run: tuple[Path, dict[str, list[Any]]], mixture_file: Path, tmp_path: Path
 ):
@@ -447,13 +448,22 @@ def test_a_mixture_checkpoint_goes_on_with_a_smaller_mixture_and_keeps_all_robot
 
 
 def test_an_adapter_over_a_mixture_checkpoint(checkpoint: Path, mixture_file: Path, tmp_path: Path):
-    pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")
     adapter = fine_tune(checkpoint, mixture_file, tmp_path / "run", "--peft.method_type=LORA", "--peft.r=2")
     assert (adapter / "adapter_model.safetensors").is_file() and not (adapter / "model.safetensors").exists()
     stored = load_file(adapter / "adapter_model.safetensors")
     for name, row in rows_of(checkpoint).items():
         mean = next(t for key, t in stored.items() if key.endswith(f"robots.{name}.action_mean"))
         assert torch.equal(mean, row["action_mean"]), "the adapter brings the statistics of all robots"
+
+    plain, adapted = InternVLAA1Policy.from_pretrained(checkpoint), InternVLAA1Policy.from_pretrained(checkpoint)
+    peft.PeftModel.from_pretrained(adapted, adapter)
+    noise = torch.zeros(1, 8, plain.config.architecture.max_action_dim)
+    for robot, batch in (("tiny_slider", SLIDER), ("tiny_arm", ARM)):
+        for policy in (plain, adapted):
+            policy.act_as(robot)
+        chunks = [policy.predict_action_chunk(batch, noise=noise) for policy in (plain, adapted)]
+        torch.testing.assert_close(*chunks)
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
