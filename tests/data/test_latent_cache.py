@@ -368,6 +368,10 @@ def test_one_command_then_training_without_the_image_tokenizer(
     # The checkpoint has the same image tokenizer, so its latents are there.
     assert main(["cache-latents", str(mixture.path), f"--policy.path={saved}", "--verify=0"]) == 0
     assert "10 files are there, 0 are missing" in capsys.readouterr().out
+    for wrong in ("--policy.path=./nowhere", "--policy.path=no/body", f"--policy.path={mixture.path.parent}"):
+        assert main(["cache-latents", str(mixture.path), wrong]) == 2
+        assert wrong.removeprefix("--policy.path=") in capsys.readouterr().err
+    assert main([*command, "--batch-size=0"]) == 2
 
 
 def find_latents_of_tiny(source: Any) -> Path:

@@ -21,6 +21,7 @@ from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 if TYPE_CHECKING:
+    from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
     from lerobot_internvla.data.mixture_report import MixtureReport, RankReport, SourceReport
 
 RANKS_SHOWN = 16
@@ -65,6 +66,21 @@ def _add_cache_latents(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_cache_latents)
 
 
+def _config_of(policy: str) -> "InternVLAA1Config":
+    """The configuration in a folder, or of a policy on the Hub."""
+    from huggingface_hub import hf_hub_download
+
+    from lerobot_internvla.checkpoints.policy_config import read_policy_config
+
+    folder = Path(policy)
+    if not folder.is_dir():
+        try:
+            folder = Path(hf_hub_download(policy, "config.json")).parent
+        except (OSError, ValueError) as error:  # no such repository, no network, not the form of a name
+            raise InternVLAError(f"There is no folder {policy!r}, and the Hub says: {error}") from error
+    return read_policy_config(folder)
+
+
 def _cache_latents(arguments: argparse.Namespace) -> int:
     import torch
 
@@ -79,9 +95,7 @@ def _cache_latents(arguments: argparse.Namespace) -> int:
     if arguments.batch_size < 1 or arguments.num_workers < 0 or arguments.verify < 0:
         raise InternVLAError("--batch-size must be at least 1; --num-workers and --verify must not be negative.")
     if arguments.policy_path is not None:
-        config = InternVLAA1Config.from_pretrained(arguments.policy_path)
-        if not isinstance(config, InternVLAA1Config):
-            raise InternVLAError(f"{arguments.policy_path} is a policy of type {config.type}, not internvla_a1.")
+        config = _config_of(arguments.policy_path)
         config.pretrained_path = Path(arguments.policy_path)
     else:
         config = InternVLAA1Config(variant=arguments.variant)
