@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
-from lerobot_internvla.data.sources import Mixture
 from lerobot_internvla.errors import InternVLAError
 
 from .privacy import is_local_path, redact_arguments
@@ -260,8 +259,12 @@ def dataset_facts(dataset_meta: Any) -> DatasetFacts:
     )
 
 
-def facts_of_sources(mixture: Mixture) -> tuple[DatasetFacts, ...]:
-    """What a model card says about the datasets of a mixture, one entry per source."""
+def facts_of_sources(mixture: Any) -> tuple[DatasetFacts, ...]:
+    """What a model card says about the datasets of a mixture, one entry per source.
+
+    Args:
+        mixture: a ``data.sources.Mixture``; not imported here, for a policy loads without LeRobot's datasets.
+    """
     return tuple(
         DatasetFacts(
             repo_id=source.repo_id,
