@@ -263,7 +263,7 @@ def facts_of_sources(mixture: Any) -> tuple[DatasetFacts, ...]:
     """What a model card says about the datasets of a mixture, one entry per source.
 
     Args:
-        mixture: a ``data.sources.Mixture``; not imported here, for a policy loads without LeRobot's datasets.
+        mixture: a ``data.sources.Mixture``.
     """
     return tuple(
         DatasetFacts(
