@@ -187,6 +187,8 @@ class InternVLAA1Config(PreTrainedConfig):
 
     # Write the imagined future as a video during lerobot-eval.
     save_predicted_video: bool = False
+    # Show the imagined future beside the cameras during lerobot-rollout --display_data=true.
+    live_foresight: bool = False
 
     # Format of the checkpoint folder, written by the program; not a setting.
     format_version: FormatVersion = FORMAT_VERSION
@@ -226,6 +228,8 @@ class InternVLAA1Config(PreTrainedConfig):
                 problems.append("latent_cache=true needs use_foresight=true: nothing is encoded without it")
             if self.save_predicted_video:
                 problems.append("save_predicted_video=true needs use_foresight=true: nothing is imagined without it")
+            if self.live_foresight:
+                problems.append("live_foresight=true needs use_foresight=true: nothing is imagined without it")
             if self.freeze_foresight:
                 problems.append(
                     "freeze_foresight=true with use_foresight=false: there is no generation expert to freeze"

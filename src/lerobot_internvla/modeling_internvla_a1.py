@@ -158,6 +158,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self._source_log = None if self.mixture is None else self._log_of_sources(self.mixture)
         self._rtc: RTCProcessor | None = None
         self._told_no_history = self._told_sparse_history = self._told_late_guidance = False
+        self._live_foresight = None
+        if config.live_foresight:
+            from .foresight.live import watch
+
+            self._live_foresight = watch(self)
         self.last_predicted_latents: Tensor | None = None
         self._imagined_latents: Tensor | None = None
         self.reset()
@@ -881,6 +886,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self._episode = object()
         self.last_predicted_latents = self._imagined_latents = None
         self._driver: int | None = None
+        if self._live_foresight is not None:
+            self._live_foresight.reset()
 
     def _history_ticks(self) -> int:
         """Control ticks between past and now.
@@ -974,6 +981,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
             )
         actions = space.decode_actions(actions, state)
         refuse_unusable_actions(actions, self._dim_names(batch)[1])
+        if self._live_foresight is not None:
+            self._live_foresight.chunk_done()
         return actions
 
     def _dim_names(self, batch: dict[str, Any]) -> tuple[list[str] | None, list[str] | None]:
@@ -1110,6 +1119,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         episode = self._episode
         refuse_unusable_state(self._state(batch), self._dim_names(batch)[0])
         batch = self._with_past(batch, tick)
+        if self._live_foresight is not None:
+            self._live_foresight.observed(batch)
         with self._autocast():
             prefill = self._prefill(batch, with_foresight=False)
             left_over = self._left_over(prev_chunk_left_over, batch, inference_delay)
@@ -1166,6 +1177,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 past = history.past()
                 pairs = {slot: torch.stack([_as_unit(past[slot]), _as_unit(now[slot])], dim=1) for slot in now}
                 batch = {**batch, **{self.camera_slots[slot]: frames for slot, frames in pairs.items()}}
+            if self._live_foresight is not None:
+                self._live_foresight.observed(batch)
             with self._autocast():
                 prefill = self._prefill(batch, with_foresight=self.config.save_predicted_video)
                 actions = self._sample(batch, prefill, noise)
