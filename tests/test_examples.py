@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mujoco_here import skip_unless_it_draws
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 NUMBER = r"[-+]?\d[\d,.]*(?:e[-+]?\d+)?"
@@ -44,6 +46,8 @@ def test_a_page_has_a_title_a_command_a_time_and_fits_on_a_page(page: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_runs_and_prints_what_it_promises(page: Path, tmp_path: Path):
+    if "[mujoco]" in page.read_text():
+        skip_unless_it_draws()
     finished = subprocess.run(
         [sys.executable, page],
         cwd=tmp_path,

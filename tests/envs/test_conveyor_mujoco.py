@@ -9,7 +9,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-pytest.importorskip("mujoco", reason='needs MuJoCo: pip install "lerobot_policy_internvla_a1[mujoco]"')
+from mujoco_here import INSTALL, needs_drawing
+
+pytest.importorskip("mujoco", reason=INSTALL)
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.factory import make_env, make_env_config
@@ -220,6 +222,7 @@ def count_like(picture: np.ndarray, rgb: tuple[int, int, int], tolerance: float 
     return int((bright & (np.abs(pixels - np.array(rgb) / sum(rgb)).sum(-1) < tolerance)).sum())
 
 
+@needs_drawing
 def test_parcels_bins_and_arms_can_be_seen_in_their_colours(conveyor: MujocoWorld):
     until_held(conveyor)
     pictures = rendering.draw_cameras(conveyor, 128)
@@ -232,6 +235,7 @@ def test_parcels_bins_and_arms_can_be_seen_in_their_colours(conveyor: MujocoWorl
         assert count_like(pictures["head"], colour) > 150
 
 
+@needs_drawing
 def test_motion_is_visible_from_frame_to_frame(conveyor: MujocoWorld):
     before = rendering.draw_cameras(conveyor, 96)
     conveyor.step(conveyor.state())
@@ -239,6 +243,7 @@ def test_motion_is_visible_from_frame_to_frame(conveyor: MujocoWorld):
     assert all(not np.array_equal(before[camera], after[camera]) for camera in CAMERAS)
 
 
+@needs_drawing
 def test_worlds_share_a_renderer_without_seeing_each_other(conveyor: MujocoWorld):
     other = MujocoWorld(TASKS["three_parcels"])
     before = rendering.draw_cameras(conveyor, 64)
@@ -246,6 +251,7 @@ def test_worlds_share_a_renderer_without_seeing_each_other(conveyor: MujocoWorld
     np.testing.assert_equal(rendering.draw_cameras(conveyor, 64), before)
 
 
+@needs_drawing
 def test_another_thread_may_draw(conveyor: MujocoWorld):
     here, there = rendering.draw_cameras(conveyor, 64), []
     thread = threading.Thread(target=lambda: there.append(rendering.draw_cameras(conveyor, 64)))
@@ -302,6 +308,7 @@ def test_lerobot_knows_the_type_and_its_features_carry_the_datasets_names():
     assert make_env_config("conveyor_mujoco").image_size == BACKENDS["conveyor_mujoco"].image_size == 128
 
 
+@needs_drawing
 def test_the_stock_factory_makes_vector_environments_and_the_expert_succeeds_in_one():
     envs = make_env(ConveyorMujocoEnvConfig(task="fast", image_size=64), n_envs=2)
     env = envs["conveyor_mujoco"][0]
@@ -323,6 +330,7 @@ def test_the_stock_factory_makes_vector_environments_and_the_expert_succeeds_in_
     assert terminated and info["is_success"] and reward == 1.0
 
 
+@needs_drawing
 def test_episodes_are_recorded_and_filmed(tmp_path: Path):
     summary = record_expert_episodes(
         tmp_path / "data", "local/mujoco", 1, task="fast", backend="conveyor_mujoco", progress=False

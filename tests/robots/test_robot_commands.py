@@ -14,6 +14,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot_internvla import InternVLAA1Policy
 from lerobot_internvla.envs.conveyor.backend import BACKENDS
 from lerobot_internvla.envs.conveyor.task import CAMERAS
+from mujoco_here import skip_unless_it_draws
 from stock_commands import (
     last_checkpoint,
     lerobot_eval,
@@ -32,7 +33,7 @@ TASK = "blue parcel, right arm to right bin"
 @pytest.fixture(scope="module", params=["conveyor", "conveyor_mujoco"])
 def robot(request: pytest.FixtureRequest) -> str:
     if request.param == "conveyor_mujoco":
-        pytest.importorskip("mujoco", reason='needs MuJoCo: pip install "lerobot_policy_internvla_a1[mujoco]"')
+        skip_unless_it_draws()
     return request.param
 
 

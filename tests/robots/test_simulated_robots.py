@@ -20,6 +20,7 @@ from lerobot_internvla.robots import (
     simulation,
 )
 from lerobot_internvla.robots.conveyor import ConveyorExpert, ConveyorMujocoRobot, ConveyorRobot
+from mujoco_here import skip_unless_it_draws
 
 Connect = Callable[..., ConveyorRobot]
 
@@ -46,7 +47,7 @@ def connect() -> Iterator[Connect]:
 def config(request: pytest.FixtureRequest) -> ConveyorRobotConfig:
     if request.param == "conveyor":
         return ConveyorRobotConfig(image_size=32, task="fast")
-    pytest.importorskip("mujoco", reason='needs MuJoCo: pip install "lerobot_policy_internvla_a1[mujoco]"')
+    skip_unless_it_draws()
     return ConveyorMujocoRobotConfig(image_size=32, task="fast")
 
 
