@@ -4,7 +4,7 @@
 
 After every chunk the policy's observation is offered to a thread of its own, which imagines the future from it, decodes
 the pictures and hands them to LeRobot's own visualisation (rerun or foxglove), as ``observation.foresight.<slot>``.
-With them comes ``observation.foresight.age_s``: seconds since the observation that the pictures were imagined from. When it
+With them comes ``observation.foresight.age_s``: seconds since the observation that they were imagined from. When it
 reaches the foresight interval, the imagined moment is the present, and the picture should look like the camera's.
 
 The control loop never waits: an offer puts the observation into a place for one and returns; what was there is dropped.
