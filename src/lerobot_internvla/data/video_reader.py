@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
-import pyarrow
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from lerobot.datasets.dataset_reader import DatasetReader  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
