@@ -7,6 +7,7 @@
 ``plots``      pictures of both
 ``page``       headings, sentences, tables and pictures -> Markdown and self-contained HTML
 ``report``     the one-page report, its pictures and its JSON
+``success_table``  results of lerobot-eval on many tasks -> one table
 ``readiness``  versions, plugin, checkpoint, cameras, joints, rate, latency, memory (internvla-check)
 
 Command lines: internvla-openloop, internvla-check. More: docs/evaluation.md.
