@@ -87,6 +87,15 @@ def test_the_age_is_that_of_the_observation_and_grows(viewer, shown):
     assert "foresight.head" not in shown[-1], "the same picture is not sent twice"
 
 
+def test_a_policy_that_predicts_all_the_time_is_not_imagined_all_the_time(viewer, shown):
+    view = viewer()
+    started = time.monotonic()
+    while time.monotonic() - started < 0.55:
+        offer(view, {"number": 1})
+        time.sleep(0.005)
+    assert 2 <= len(pictures(shown)) <= 7, "ten pictures a second at most"
+
+
 def test_nothing_of_an_episode_is_shown_in_the_next(viewer, shown):
     may_go_on, begun = threading.Event(), threading.Event()
 

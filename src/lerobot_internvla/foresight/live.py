@@ -32,7 +32,8 @@ from lerobot_internvla.foresight.psnr import crop, scene_box
 logger = logging.getLogger(__name__)
 
 AGE_PERIOD_S = 0.1
-"""How often the age is shown."""
+"""How often the age is shown, and how often at most anything is imagined: under real-time chunking a fast policy may
+predict at every tick, and nobody looks at so many pictures."""
 
 Show = Callable[[dict[str, Any]], None]
 """Takes pictures [height, width, 3] uint8 and numbers by name."""
@@ -136,6 +137,9 @@ class LiveForesight:
                     shown_from_s = self._shown_from_s
                 if shown_from_s is not None:
                     self._show({**pictures, "foresight.age_s": self._clock() - shown_from_s})
+                if pictures:
+                    with self._place:
+                        self._place.wait_for(lambda: self._closed, timeout=AGE_PERIOD_S)
         except Exception:  # a picture is no reason to stop a robot
             logger.exception("Foresight is not shown any more. The rollout goes on.")
 

@@ -127,9 +127,10 @@ def _surroundings(arguments: CheckArguments, around: "list[Surroundings]") -> "I
 
             robot = make_robot_from_config(arguments.robot)
             around.append(readiness.surroundings_of_robot(robot, arguments.fps))
-            yield Finding("robot", "ok", f"{arguments.robot.type}; not connected")
+            yield Finding("robot", "ok", f"{robot.name}; not connected")
         except Exception as error:  # every robot has its own SDK
-            text = f"{arguments.robot.type} cannot be built: {type(error).__name__}: {error}"
+            # LeRobot has several names for one configuration, and .type is not always the one that was typed.
+            text = f"{type(arguments.robot).__name__} cannot be built: {type(error).__name__}: {error}"
             yield Finding("robot", "failure", text, "lerobot-rollout would fail at the same place")
     source = arguments.dataset
     if source.root is not None or source.repo_id is not None:
