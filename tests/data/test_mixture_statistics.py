@@ -107,9 +107,8 @@ def test_absolute_actions_count_every_frame_once(load: Callable[..., Mixture]):
     relative = mixture_statistics(mixture, spaces_of(mixture), CHUNK)["tiny_slider"]
     rows = [row for source in mixture.sources[1:3] for _, actions in columns(source) for row in actions]
     assert found.action.count == len(rows)
-    # LeRobot's own float32 statistics are used where they are sound.
-    np.testing.assert_allclose(found.action.mean, np.mean(rows, axis=0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.action.std, np.std(rows, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found.action.mean, np.mean(rows, axis=0), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found.action.std, np.std(rows, axis=0), rtol=1e-12)
     assert found.fingerprint != relative.fingerprint
     assert np.abs(found.action.std - relative.action.std).max() > 0.01
 

@@ -55,13 +55,12 @@ def mixture_statistics(mixture: Mixture, spaces: Mapping[str, ActionSpace], chun
 def source_statistics(source: Source, space: ActionSpace, chunk_size: int) -> Statistics:
     """Statistics of one source; cached."""
     meta: Any = LeRobotDatasetMetadata(**source.lerobot_arguments)  # its own types are partly wrong
-    everything = source.num_episodes == meta.total_episodes
     return statistics_from_dataset(
         meta,
         representation=space.representation,
         relative_mask=space.relative_mask,
         chunk_size=chunk_size,
-        episodes=None if everything else source.episodes,
+        episodes=source.episodes,  # named even if these are all: LeRobot's own statistics are float32
         state_key=source.features.state_keys,
         action_key=source.features.action_keys,
         frame_stride=source.frame_stride,
