@@ -20,6 +20,8 @@ from .sources import Mixture, describe, load_mixture
 
 logger = logging.getLogger(__name__)
 
+DECODERS = "LEROBOT_VIDEO_DECODER_CACHE_SIZE"
+
 
 def is_mixture(cfg: Any) -> bool:
     """Whether ``cfg.dataset.root`` names a mixture file rather than the folder of one dataset."""
@@ -69,6 +71,7 @@ def open_mixture(cfg: Any, policy: InternVLAA1Config) -> MixtureDataset:
         ),
         latents=latents_of_run(mixture, policy) if policy.latent_cache else None,
     )
+    _advise_on_decoders(dataset)
     names = ", ".join(mixture.sources[piece.source].name for piece in dataset.pieces[:8])
     more = f" and {len(dataset.pieces) - 8} more" if len(dataset.pieces) > 8 else ""
     logger.info("Rank %d of %d reads %d pieces: %s%s.", rank, world_size, len(dataset.pieces), names, more)
@@ -157,4 +160,21 @@ def _compare_with_checkpoint(cfg: Any, policy: InternVLAA1Config, fingerprint: s
             "another place of its order. Shares stay exact; some frames are skipped or repeated once.",
             batch_size,
             cfg.batch_size,
+        )
+
+
+def _advise_on_decoders(dataset: MixtureDataset) -> None:
+    """LeRobot keeps 100 TorchCodec decoders open; with more files than that it opens one for almost every frame."""
+    sources = {piece.source for piece in dataset.pieces}
+    files = sum(len(dataset.mixture.sources[index].features.cameras) for index in sources)
+    kept = int(os.environ.get(DECODERS, 100))
+    if dataset.settings.video_backend == "torchcodec" and files > kept:
+        logger.warning(
+            "This rank reads %d cameras of %d sources, and LeRobot keeps %d video decoders open: reading will be about "
+            "a quarter slower. Set %s=%d or more (2 to 3 MB each).",
+            files,
+            len(sources),
+            kept,
+            DECODERS,
+            files,
         )
