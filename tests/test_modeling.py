@@ -525,8 +525,8 @@ def test_a_checkpoint_is_whole_and_loads_to_the_same_policy(tmp_path: Path):
     policy.action_space.action_mean[:4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     policy.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    processors = {"policy_preprocessor.json", "policy_postprocessor.json"}
-    assert names == {"config.json", "model.safetensors", "lineage.json", "text_tokenizer", "image_tokenizer"} | processors
+    weights, tokenizers = {"config.json", "model.safetensors", "lineage.json"}, {"text_tokenizer", "image_tokenizer"}
+    assert names == weights | tokenizers | {"policy_preprocessor.json", "policy_postprocessor.json"}
     loaded = InternVLAA1Policy.from_pretrained(tmp_path)
     assert loaded.config == policy.config
     assert loaded.camera_slots == policy.camera_slots
