@@ -154,7 +154,8 @@ def test_a_rollout_that_displays_data_shows_what_the_policy_imagines(logged):
     cfg = SimpleNamespace(display_data=True, display_mode="foxglove", display_compressed_images=True)
     context = SimpleNamespace(cfg=cfg)
     batch = {key: value[:1] for key, value in tiny_batch(policy.config, moment="tick").items()}
-    batch["observation.images.head"] = torch.rand(1, 3, 48, 64)
+    for slot, size in CAMERAS.items():  # as cameras see: 256 values, which the history keeps exactly
+        batch[f"observation.images.{slot}"] = torch.randint(256, (1, 3, *size)) / 255
     RolloutStrategy._log_telemetry({"elbow": 0.5}, {"elbow": 1.0}, context)
     policy.select_action(batch)
     wait_until(lambda: any(name == "live foresight" for name, *_ in logged))
