@@ -5,10 +5,10 @@ steps executed open loop, float32. ``--run`` runs those that have no result yet;
 
 Run:    python examples/10_robotwin_evaluation.py
         python examples/10_robotwin_evaluation.py --policy=<converted checkpoint> --robotwin=<RoboTwin's folder> --run
-Takes:  about 15 seconds of one CPU core without arguments, no network. A real run: days; RoboTwin and a GPU.
+Takes:  about 15 seconds of one CPU core without arguments, no network. A real run needs RoboTwin and a GPU.
 Prints (numbers vary):
 
-    $ lerobot-eval --policy.path=checkpoint --policy.n_action_steps=30 --policy.dtype=float32 --env.type=robotwin
+    $ LEROBOT_ROBOTWIN_INSTRUCTION_TYPE=unseen lerobot-eval --policy.path=checkpoint --policy.n_action_steps=30
     MADE-UP numbers, to show the table:
     | task | easy | hard |
     | adjust_bottle | 93.0 (86.3 to 96.6) | – |
@@ -39,10 +39,9 @@ from lerobot_internvla.evaluation.success_table import SuccessTable, read_folder
 
 SETTINGS = ("easy", "hard")
 CAMERAS = {"head_camera": "cam_high", "left_camera": "cam_left_wrist", "right_camera": "cam_right_wrist"}
-EVAL = """lerobot-eval --policy.path={policy} --policy.n_action_steps=30 --policy.dtype=float32 --env.type=robotwin
-    --env.task={task} --env.episode_length={steps} --rename_map={rename} --seed=100000 --eval.n_episodes={episodes}
-    --eval.batch_size=1 --output_dir={output}"""
-INSTRUCTIONS = {"LEROBOT_ROBOTWIN_OFFICIAL_INSTRUCTION": "1", "LEROBOT_ROBOTWIN_INSTRUCTION_TYPE": "unseen"}
+EVAL = """LEROBOT_ROBOTWIN_INSTRUCTION_TYPE=unseen lerobot-eval --policy.path={policy} --policy.n_action_steps=30
+    --policy.dtype=float32 --env.type=robotwin --env.task={task} --env.episode_length={steps}
+    --rename_map={rename} --seed=100000 --eval.n_episodes={episodes} --eval.batch_size=1 --output_dir={output}"""
 
 
 def main() -> None:
@@ -67,9 +66,9 @@ def main() -> None:
         line = command(wanted.policy.resolve(), task, output, wanted)
         print("$", line, flush=True)
         if wanted.run and not (output / "eval_info.json").exists():
-            program, *flags = shlex.split(line)
+            setting, program, *flags = shlex.split(line)
             paths = f"{wanted.robotwin.resolve()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-            environment = {**os.environ, **INSTRUCTIONS, "PYTHONPATH": paths}
+            environment = {**os.environ, **dict([setting.split("=")]), "PYTHONPATH": paths}
             words = [Path(sys.executable).parent / program, *flags]
             subprocess.run(words, cwd=wanted.robotwin, env=environment, check=True)
     if wanted.run:
