@@ -22,6 +22,7 @@ from contracts.mixture_rank import watched
 from contracts.test_fine_tuning import told
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
 from lerobot_internvla.data.sources import load_mixture
+from lerobot_internvla.foresight import imagine
 from lerobot_internvla.statistics import statistics_from_dataset
 from lerobot_internvla.testing import tiny_config, tiny_dataset, tiny_policy
 from stock_commands import last_checkpoint, lerobot_train
@@ -274,6 +275,21 @@ def test_one_checkpoint_drives_each_of_its_robots(checkpoint: Path):
     named.embodiment = "tiny_slider"
     by_flag = InternVLAA1Policy.from_pretrained(checkpoint, config=named)
     assert torch.equal(by_flag.predict_action_chunk(SLIDER, noise=noise), slider)
+
+
+def test_it_imagines_the_cameras_of_the_robot_whose_dataset_it_is_shown(checkpoint: Path):
+    mixture = load_mixture(Path(json.loads((checkpoint / "train_config.json").read_text())["dataset"]["root"]))
+    policy = InternVLAA1Policy.from_pretrained(checkpoint)
+    for source, interval in ((mixture.sources[1], 0.5), (mixture.sources[0], 0.5)):
+        dataset = LeRobotDataset(source.repo_id, root=source.root)
+        theirs = source.features.cameras
+        rename = {key: f"observation.images.{slot}" for slot, key in theirs.items()}
+        policy.config.embodiment = source.embodiment.name
+        (sample,) = imagine(policy, dataset, [6], rename_map=rename)
+        assert sample.camera_slots == tuple(theirs) and sample.interval_s == pytest.approx(interval)
+        assert sample.predicted.shape[0] == len(theirs) and torch.isfinite(sample.predicted).all()
+        # The past that training saw at that frame: clamped to the start, or so many frames before.
+        assert bool(sample.past_is_valid[0]) == (source.interval_frames <= 6)
 
 
 def test_statistics_of_a_robot_decide_about_its_actions(checkpoint: Path):

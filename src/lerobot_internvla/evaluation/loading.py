@@ -74,7 +74,7 @@ class LoadedPolicy:
             InternVLAError: our policy at a frame rate that it does not know.
         """
         if self.imagines:
-            return -history_frames(self.config, fps), 0
+            return -interval_in_frames(self.config, fps), 0
         if self.is_ours:
             return (0,)
         offsets = self.config.observation_delta_indices or [0]
@@ -250,17 +250,6 @@ def expected_by(config: Any, state_dim: int | None, action_dim: int | None) -> E
         tuple(config.image_features),
         getattr(config, "fps", None),
     )
-
-
-def history_frames(config: InternVLAA1Config, fps: float) -> int:
-    """Frames at ``fps`` between the past frame and now, for a policy with foresight.
-
-    Raises:
-        InternVLAError: the interval is not a whole number of frames.
-    """
-    if config.fps is None and config.foresight_interval_s is not None:  # several robots, each with its own rate
-        return max(1, round(config.foresight_interval_s * fps))
-    return interval_in_frames(config, fps)
 
 
 # ------------------------------------------------------------------------------------------------------------- dataset

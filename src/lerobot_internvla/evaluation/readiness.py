@@ -36,7 +36,8 @@ from lerobot_internvla.action_space import joint_names
 from lerobot_internvla.camera_slots import resolve_camera_slots, short_name
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
 from lerobot_internvla.errors import InternVLAError
-from lerobot_internvla.evaluation.loading import Expected, LoadedPolicy, expected_by, history_frames
+from lerobot_internvla.evaluation.loading import Expected, LoadedPolicy, expected_by
+from lerobot_internvla.foresight.samples import interval_in_frames
 
 DISTRIBUTION = "lerobot_policy_internvla_a1"
 """LeRobot reads this name from the installed metadata, letter by letter."""
@@ -353,7 +354,7 @@ def check_rate(config: Any, trained: float | None, fps: float | None) -> list[Fi
         found.append(Finding("rate", "ok", f"{fps:g} fps, as in training"))
     if isinstance(config, InternVLAA1Config) and config.use_foresight:
         try:
-            frames = history_frames(config, fps)
+            frames = interval_in_frames(config, fps)
             seconds = frames / fps
             found.append(
                 Finding("rate", "ok", f"the past frame is {frames} ticks old: {seconds:.3g} s, as in training")

@@ -21,6 +21,7 @@ from .samples import (
     imagine,
     interval_in_frames,
     iterate_imagined,
+    slots_of_dataset,
 )
 from .summary import CameraSummary, ForesightScores, ForesightSummary, summarize
 
@@ -42,6 +43,7 @@ __all__ = [
     "foresight_delta_timestamps",
     "imagine",
     "interval_in_frames",
+    "slots_of_dataset",
     "iterate_imagined",
     "psnr_db",
     "require_free",

@@ -25,6 +25,7 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.embodiments.rows import choose_robot, read_rows
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.foresight.psnr import psnr_db, scene_box, squared_error
 from lerobot_internvla.images import Box, letterbox
@@ -127,6 +128,9 @@ def interval_in_frames(config: InternVLAA1Config, dataset_fps: float | int) -> i
             "This policy was built with use_foresight=false: it has no generation expert and cannot imagine the "
             "future. Use a checkpoint that was trained with --policy.use_foresight=true."
         )
+    if config.fps is None and config.foresight_interval_s is not None:
+        # Several robots, each with its own rate: training rounds to whole frames, too.
+        return max(1, round(config.foresight_interval_s * dataset_fps))
     if config.fps is None:
         return config.interval_frames
     seconds = config.interval_frames / config.fps
@@ -138,6 +142,29 @@ def interval_in_frames(config: InternVLAA1Config, dataset_fps: float | int) -> i
             f"{config.fps:g} fps or a multiple of it."
         )
     return round(frames)
+
+
+def slots_of_dataset(
+    config: InternVLAA1Config,
+    camera_slots: Mapping[str, str],
+    meta: LeRobotDatasetMetadata,
+    rename_map: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The cameras that a dataset must have: the policy's, or those of the dataset's robot in a policy of several.
+
+    The robot is the one that ``config.embodiment`` names, else the only one with a state of the dataset's width; it is
+    noted in ``config.embodiment``.
+
+    Raises:
+        InternVLAError: none or more than one fits.
+    """
+    if not config.embodiments:
+        return dict(camera_slots)
+    state = meta.features.get(_dataset_names(rename_map).get(OBS_STATE, OBS_STATE))
+    rows = read_rows(config.embodiments)
+    config.embodiment = choose_robot(rows, config.embodiment, state_dim=None if state is None else state["shape"][0])
+    mine = rows[config.embodiment].embodiment.cameras
+    return {slot: key for slot, key in camera_slots.items() if slot in mine}
 
 
 def check_dataset(
@@ -161,6 +188,7 @@ def check_dataset(
         InternVLAError: no cameras, other cameras or state dims than the policy, a frame rate that does not fit.
     """
     frames = interval_in_frames(config, float(meta.fps))
+    camera_slots = slots_of_dataset(config, camera_slots, meta, rename_map)
     names = _dataset_names(rename_map)
     problems: list[str] = []
     cameras = [key for key in meta.camera_keys if key not in meta.depth_keys]
@@ -174,13 +202,14 @@ def check_dataset(
             f'Name the corresponding ones: --rename_map=\'{{"<dataset camera>": "{missing[0]}"}}\''
         )
     state = meta.features.get(names.get(OBS_STATE, OBS_STATE))
-    expected = config.robot_state_feature
+    feature = config.robot_state_feature
+    expected = None if feature is None else tuple(feature.shape)
+    if config.embodiments and config.embodiment is not None:
+        expected = (read_rows(config.embodiments)[config.embodiment].embodiment.state_dim,)
     if state is None:
         problems.append(f"it has no {OBS_STATE!r}, which the policy reads")
-    elif expected is not None and tuple(state["shape"]) != tuple(expected.shape):
-        problems.append(
-            f"its state has shape {tuple(state['shape'])}; the policy was trained on {tuple(expected.shape)}"
-        )
+    elif expected is not None and tuple(state["shape"]) != expected:
+        problems.append(f"its state has shape {tuple(state['shape'])}; the policy was trained on {expected}")
     if problems:
         raise InternVLAError(f"Dataset {meta.repo_id!r} does not fit this policy:\n  - " + "\n  - ".join(problems))
     return frames
@@ -300,7 +329,10 @@ def iterate_imagined(
     if batch_size < 1:
         raise InternVLAError(f"batch_size={batch_size}: expected at least 1.")
     frames_ahead, fps = check_policy_and_dataset(policy, dataset.meta, rename_map), dataset.meta.fps
-    slots = cast(Any, policy).camera_slots
+    ours = cast(Any, policy)
+    slots = slots_of_dataset(ours.config, ours.camera_slots, dataset.meta, rename_map)
+    if ours.rows:
+        ours.act_as(ours.config.embodiment)
     dataset = _with_offsets(dataset, foresight_delta_timestamps(slots, frames_ahead, fps, rename_map))
     outside = [index for index in frame_indices if not 0 <= index < len(dataset)]
     if outside:
@@ -309,7 +341,7 @@ def iterate_imagined(
     for start in range(0, len(frame_indices), batch_size):
         indices = frame_indices[start : start + batch_size]
         items: list[Any] = [dataset[index] for index in indices]
-        yield from _imagine_batch(policy, items, indices, names, frames_ahead / fps)
+        yield from _imagine_batch(policy, items, indices, slots, names, frames_ahead / fps)
 
 
 @torch.no_grad()
@@ -317,12 +349,13 @@ def _imagine_batch(
     policy: PreTrainedPolicy,
     items: list[dict[str, Any]],
     indices: Sequence[int],
+    slots: Mapping[str, str],
     names: Mapping[str, str],
     interval_s: float,
 ) -> list[ForesightSample]:
     model, ours = _require_ours(policy), cast(Any, policy)
     device = next(model.parameters()).device
-    keys = {slot: (key, names.get(key, key)) for slot, key in ours.camera_slots.items()}
+    keys = {slot: (key, names.get(key, key)) for slot, key in slots.items()}
     frames = {key: torch.stack([item[stored] for item in items]).to(device) for key, stored in keys.values()}
     state = torch.stack([item[names.get(OBS_STATE, OBS_STATE)] for item in items]).to(device)
     batch: dict[str, Any] = {
@@ -336,6 +369,8 @@ def _imagine_batch(
         present = torch.stack([item[CAMERA_IS_PRESENT].bool() for item in items])
         batch[CAMERA_IS_PRESENT] = present.to(device)
     _, predicted = ours.predict_foresight(batch)
+    # A robot of a policy of several may have fewer cameras; what is imagined for the others shows nothing.
+    predicted = predicted[:, [list(ours.camera_slots).index(slot) for slot in slots]]
 
     architecture = model.architecture
     view_size, image_size = architecture.view_size, architecture.image_tokenizer.image_size

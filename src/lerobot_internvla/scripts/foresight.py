@@ -112,7 +112,7 @@ def open_dataset(arguments: ForesightArguments, config: "InternVLAA1Config") -> 
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from lerobot_internvla.camera_slots import resolve_camera_slots
-    from lerobot_internvla.foresight import check_dataset, foresight_delta_timestamps
+    from lerobot_internvla.foresight import check_dataset, foresight_delta_timestamps, slots_of_dataset
 
     source = arguments.dataset
     # LeRobot would make the folder and then ask the Hub for it.
@@ -129,6 +129,7 @@ def open_dataset(arguments: ForesightArguments, config: "InternVLAA1Config") -> 
         ) from error
     slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
     frames_ahead = check_dataset(config, slots, meta, arguments.rename_map)
+    slots = slots_of_dataset(config, slots, meta, arguments.rename_map)
     episodes = source.episodes
     if episodes is None and arguments.episode is not None:
         episodes = [arguments.episode]
