@@ -70,7 +70,7 @@ def evaluate_foresight(
     rename_map: Mapping[str, str] | None = None,
     show_progress: bool = True,
 ) -> list[Foresight]:
-    """PSNR of the imagined future beside its two baselines, for the policies of one robot that imagine one.
+    """PSNR of the imagined future beside its two baselines, for the policies that imagine one.
 
     Args:
         n_samples: moments, drawn at random from all that have a future; the same for every policy.
@@ -81,7 +81,7 @@ def evaluate_foresight(
     """
     found: list[Foresight] = []
     for loaded in policies:
-        if not loaded.imagines or loaded.config.embodiments or not n_samples:
+        if not loaded.imagines or not n_samples:
             continue
         ahead = check_policy_and_dataset(loaded.policy, dataset.meta, rename_map)
         indices = choose_frames(dataset, ahead, n_samples, seed)
