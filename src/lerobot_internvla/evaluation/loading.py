@@ -180,6 +180,11 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> PreTrainedConfig:
         config = PreTrainedConfig.from_pretrained(path, cli_overrides=list(overrides))
     except InternVLAError:
         raise
+    except FileNotFoundError as error:
+        raise InternVLAError(
+            f"{path!r} is no checkpoint: {error}. A checkpoint folder holds config.json and model.safetensors; after "
+            "lerobot-train it is <output_dir>/checkpoints/last/pretrained_model."
+        ) from error
     except Exception as error:  # the Hub, JSON and draccus each have their own
         raise InternVLAError(f"Cannot read the policy {path!r}: {error}") from error
     config.pretrained_path = cast(Any, path)  # a Hub id is no Path

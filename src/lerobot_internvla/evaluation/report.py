@@ -20,13 +20,13 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 from tqdm import tqdm
 
-from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.evaluation.loading import LoadedPolicy
 from lerobot_internvla.evaluation.open_loop import BASELINES, OpenLoopResult, PolicyErrors
 from lerobot_internvla.evaluation.page import Block, Heading, Page, Picture, Sentences, TableBlock
 from lerobot_internvla.evaluation.plots import draw_episode, draw_errors_by_step
 from lerobot_internvla.evaluation.scores import Errors
 from lerobot_internvla.foresight.panel import draw_panel
+from lerobot_internvla.foresight.report import require_free
 from lerobot_internvla.foresight.samples import check_policy_and_dataset, choose_frames, iterate_imagined
 from lerobot_internvla.foresight.summary import ForesightScores, ForesightSummary
 
@@ -118,7 +118,7 @@ def write_report(
         InternVLAError: a folder in use.
     """
     output_dir = Path(output_dir)
-    require_free(output_dir, overwrite=overwrite)
+    require_free(output_dir, overwrite=overwrite, replaced="the report in it")
     page = build_page(result, foresight)
     output_dir.mkdir(parents=True, exist_ok=True)
     for stale in [path for pattern in OURS for path in output_dir.glob(pattern)]:
@@ -139,17 +139,6 @@ def write_report(
         json=output_dir / JSON,
         pictures=tuple(output_dir / picture.name for picture in page.pictures),
     )
-
-
-def require_free(output_dir: Path, *, overwrite: bool) -> None:
-    """Raise InternVLAError when ``output_dir`` is a file, or holds something and may not be overwritten."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InternVLAError(f"{output_dir} is a file, not a folder. Choose another --output_dir.")
-    if not overwrite and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InternVLAError(
-            f"{output_dir} exists and is not empty; nothing was written. Choose another --output_dir, or pass "
-            "--overwrite=true to replace the report in it."
-        )
 
 
 def versions() -> dict[str, str]:

@@ -46,14 +46,18 @@ class ForesightReport:
         return [*self.panels, *([self.video] if self.video else []), self.json]
 
 
-def require_free(output_dir: Path, *, overwrite: bool) -> None:
-    """Raise InternVLAError when ``output_dir`` is a file, or holds something and may not be overwritten."""
+def require_free(output_dir: Path, *, overwrite: bool, replaced: str = "the panels, videos and summary in it") -> None:
+    """Raise InternVLAError when ``output_dir`` is a file, or holds something and may not be overwritten.
+
+    Args:
+        replaced: what overwriting would replace, for the message.
+    """
     if output_dir.exists() and not output_dir.is_dir():
         raise InternVLAError(f"{output_dir} is a file, not a folder. Choose another --output_dir.")
     if not overwrite and output_dir.is_dir() and any(output_dir.iterdir()):
         raise InternVLAError(
             f"{output_dir} exists and is not empty; nothing was written. Choose another --output_dir, or pass "
-            "--overwrite=true to replace the panels, videos and summary in it."
+            f"--overwrite=true to replace {replaced}."
         )
 
 

@@ -62,31 +62,14 @@ def load_config(path: str, overrides: Sequence[str]) -> "InternVLAA1Config":
     Raises:
         InternVLAError: no such folder or Hub repository, another policy type, unreadable.
     """
-    from lerobot.configs import PreTrainedConfig
-
     from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+    from lerobot_internvla.evaluation.loading import read_config
 
-    if not Path(path).is_dir() and (Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1):
-        raise InternVLAError(
-            f"There is no checkpoint folder {path!r}. Pass the folder that holds config.json and model.safetensors "
-            "(after lerobot-train: <output_dir>/checkpoints/last/pretrained_model), or a Hub id owner/name."
-        )
-    try:
-        config = PreTrainedConfig.from_pretrained(path, cli_overrides=list(overrides))
-    except InternVLAError:
-        raise
-    except FileNotFoundError as error:
-        raise InternVLAError(
-            f"{path!r} is no checkpoint: {error}. A checkpoint folder holds config.json and model.safetensors; after "
-            "lerobot-train it is <output_dir>/checkpoints/last/pretrained_model."
-        ) from error
-    except Exception as error:  # the Hub, JSON and draccus each have their own
-        raise InternVLAError(f"Cannot read the policy {path!r}: {error}") from error
+    config = read_config(path, overrides)
     if not isinstance(config, InternVLAA1Config):
         raise InternVLAError(
             f"{path!r} holds a policy of type {config.type!r}; foresight needs one of type 'internvla_a1'."
         )
-    config.pretrained_path = path  # pyright: ignore[reportAttributeAccessIssue]  # a Hub id is no Path
     return config
 
 

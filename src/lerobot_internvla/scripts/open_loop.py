@@ -60,7 +60,8 @@ def open_loop(
 
     from lerobot_internvla.evaluation.loading import distinct_names, load_policy, read_config, read_metadata
     from lerobot_internvla.evaluation.open_loop import evaluate_open_loop
-    from lerobot_internvla.evaluation.report import evaluate_foresight, require_free, write_report
+    from lerobot_internvla.evaluation.report import evaluate_foresight, write_report
+    from lerobot_internvla.foresight import require_free
 
     problems: list[str] = []
     if overrides and len(paths) > 1:
@@ -72,7 +73,7 @@ def open_loop(
     if problems:
         raise InternVLAError("; ".join(problems) + ".")
     output_dir = arguments.output_dir or Path("outputs/open_loop", f"{datetime.datetime.now():%Y-%m-%d/%H-%M-%S}")
-    require_free(output_dir, overwrite=arguments.overwrite)
+    require_free(output_dir, overwrite=arguments.overwrite, replaced="the report in it")
     source = arguments.dataset
     meta = read_metadata(source.repo_id, source.root, source.revision)
     unknown = sorted(set(source.episodes or []) - set(range(meta.total_episodes)))
