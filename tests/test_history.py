@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.history import FrameHistory, TimedFrameHistory
@@ -65,6 +67,37 @@ def test_frames_are_rounded_to_the_nearest_8_bit_value() -> None:
     history: FrameHistory[torch.Tensor] = FrameHistory(1)
     history.push(torch.tensor([[0.0, 0.4 / 255, 0.6 / 255, 1.0005]]))
     assert history.past().tolist() == [[0, 0, 1, 255]]
+
+
+def test_float_frames_of_the_caller_are_left_alone() -> None:
+    """The conversion works in place, on a copy of its own."""
+    history: FrameHistory[torch.Tensor] = FrameHistory(1)
+    history.push(torch.zeros(1, 5))
+    frames = torch.tensor([[-0.5, 0.3, 0.4 / 255, 0.5 / 255, 1.7]])
+    before = frames.clone()
+    history.push(frames)
+    history.push(frames)
+    assert torch.equal(frames, before)
+    assert history.past().tolist() == [[0, 76, 0, 0, 255]], "out of range: clamped, also after the check of the first"
+
+
+def test_the_conversion_of_a_tick_allocates_one_float_copy_at_most() -> None:
+    """At 480 x 640 a new tensor for each of three steps was a good part of a tick between chunks."""
+    made: list[int] = []
+
+    class Allocations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            inputs = {t.data_ptr() for t in args if isinstance(t, torch.Tensor)}
+            if isinstance(out, torch.Tensor) and out.is_floating_point() and out.data_ptr() not in inputs:
+                made.append(out.numel())
+            return out
+
+    history: FrameHistory[torch.Tensor] = FrameHistory(1)
+    history.push(torch.zeros(1, 3, 8, 8))
+    with Allocations():
+        history.push(torch.rand(1, 3, 8, 8).mul_(0.5))
+    assert made.count(192) == 2, "torch.rand's own, and the product with 255"
 
 
 def test_the_callers_buffer_may_be_reused() -> None:

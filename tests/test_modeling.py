@@ -510,6 +510,18 @@ def test_8_bit_frames_equal_their_floating_point_form(policy: InternVLAA1Policy)
     assert torch.equal(*taken)
 
 
+def test_ticks_between_chunks_do_not_walk_over_all_modules(policy: InternVLAA1Policy, monkeypatch: pytest.MonkeyPatch):
+    """Walking took longer than everything else of such a tick; what predicts is in evaluation mode all the same."""
+    walks: list[bool] = []
+    evaluate = policy.eval
+    monkeypatch.setattr(policy, "eval", lambda: (walks.append(True), evaluate())[1])
+    policy.train()
+    for tick in range(policy.config.n_action_steps + 1):
+        policy.select_action(tick_frames(policy.config, tick))
+        assert not policy.training
+    assert len(walks) == 2, "once per chunk"
+
+
 def test_the_history_stores_frames_as_bytes(policy: InternVLAA1Policy):
     for tick in range(9):
         policy.select_action(tick_frames(policy.config, tick))

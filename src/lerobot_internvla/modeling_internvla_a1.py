@@ -1160,7 +1160,6 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
         Call it on every control tick: it remembers the frames, so that the model sees the one of an interval ago.
         """
-        self.eval()
         cameras = self._cameras(batch)
         self._claim(next(iter(cameras.values())).shape[0])
         state = self._state(batch)
@@ -1173,6 +1172,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
             history.push(now)
         if not queue:
+            self.eval()  # a walk over all modules: not on ticks that only take from the queue
             if self.config.use_foresight:
                 past = history.past()
                 pairs = {slot: torch.stack([_as_unit(past[slot]), _as_unit(now[slot])], dim=1) for slot in now}
