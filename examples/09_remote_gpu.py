@@ -35,7 +35,6 @@ longer. The server listens on 127.0.0.1 only: LeRobot's protocol lets whoever co
 import argparse
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -111,8 +110,8 @@ def start(command: str, log: Path, *, until: str) -> "subprocess.Popen[bytes]":
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGINT)  # Ctrl-C
-    process.wait(timeout=60)
+    process.kill()  # Ctrl-C would wait for the call that is under way
+    process.wait()
 
 
 if __name__ == "__main__":
