@@ -94,7 +94,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
     """
 
     config_class = InternVLAA1Config  # pyright: ignore[reportAssignmentType]  # LeRobot declares None for subclasses
-    name = "internvla_a1"  # pyright: ignore[reportAssignmentType]
+    name = "internvla_a1"  # pyright: ignore[reportAssignmentType]  # the same
     config: InternVLAA1Config
     _fsdp_wrap_modules: ClassVar[list[str]] = ["JointLayer"]
     _no_split_modules: ClassVar[list[str]] = ["JointLayer"]

@@ -478,7 +478,7 @@ def _download(meta: DatasetMetadata) -> Path:
     root = getattr(meta, "_requested_root", None)  # LeRobot keeps the --dataset.root of the user only here
     try:
         return Path(LeRobotDataset(meta.repo_id, root=root, revision=meta.revision, download_videos=False).root)
-    except Exception as error:
+    except Exception as error:  # the Hub, the file system and the network each have their own
         raise InternVLAError(
             f"The data files of dataset {meta.repo_id!r} are not on disk and could not be fetched: {error}. "
             "Statistics need them: download the dataset, or check --dataset.repo_id, --dataset.root and the network."

@@ -10,6 +10,9 @@ Normalisation and relative actions are the policy's business (``ActionSpaces``):
 which robot it is of.
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
 from lerobot_internvla.batch_keys import (

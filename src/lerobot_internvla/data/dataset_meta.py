@@ -6,6 +6,9 @@ does not read what is on this machine, because it also loads statistics and task
 (64 small datasets: seconds instead of tenths).
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 import glob
 import json
 from collections.abc import Mapping, Sequence
@@ -16,17 +19,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.parquet as parquet
 from huggingface_hub import HfApi
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata  # pyright: ignore[reportMissingTypeStubs]
-from lerobot.datasets.utils import (  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.utils import (
     EPISODES_DIR,
     INFO_PATH,
     BackwardCompatibilityError,
     DatasetInfo,
     has_legacy_hub_download_metadata,
 )
-from lerobot.utils import constants  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.utils import constants
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
@@ -131,7 +134,7 @@ def _find_repositories(pattern: str) -> list[str]:
         return matching
     try:
         on_hub = sorted(dataset.id for dataset in HfApi().list_datasets(author=owner))
-    except Exception as error:
+    except Exception as error:  # the Hub, the file system and pyarrow each have their own
         raise InternVLAError(
             f"repo_id {pattern!r} matches no dataset in {home}, and the Hub cannot be asked "
             f"({type(error).__name__}: {_first_line(error)}). Check the owner and the network, or name the datasets "
@@ -185,7 +188,7 @@ def read_meta(place: Place) -> DatasetMeta:
         raise InternVLAError(f"{info_path} is damaged: {type(error).__name__} {error}") from error
     _check_version(version, place, root)
     try:
-        info: Any = DatasetInfo.from_dict(raw)  # pyright: ignore[reportUnknownMemberType]
+        info: Any = DatasetInfo.from_dict(raw)  # pyright: ignore[reportUnknownMemberType]  # untyped
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InternVLAError(f"{info_path} is damaged: {error}") from error
     features = cast(dict[str, dict[str, Any]], info.features)
@@ -266,7 +269,7 @@ def _locate(place: Place) -> tuple[Path, str | None, bool]:
         stock = LeRobotDatasetMetadata(place.repo_id, place.root, place.revision)
     except (BackwardCompatibilityError, NotImplementedError) as error:
         raise InternVLAError(_old_version(_first_line(error), place, None)) from error
-    except Exception as error:
+    except Exception as error:  # the Hub, the file system and pyarrow each have their own
         elsewhere = "" if place.root is None else f"{place.root} holds no dataset, and "
         at = "" if place.revision is None else f" at revision {place.revision!r}"
         raise InternVLAError(
@@ -329,7 +332,7 @@ def _read_episodes(root: Path) -> dict[str, NDArray[np.int64]]:
             ]
             table = file.read(columns=names)
             parts.append({name: np.asarray(table[name].to_numpy(), dtype=np.int64) for name in names})
-        except Exception as error:
+        except Exception as error:  # the Hub, the file system and pyarrow each have their own
             raise InternVLAError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)})") from error
     if any({"episode_index", "length", "dataset_from_index"} - part.keys() for part in parts):
         raise InternVLAError(f"{root / EPISODES_DIR} lacks columns of format v3.0 (episode_index, length, ...)")

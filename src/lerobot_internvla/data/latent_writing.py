@@ -7,6 +7,9 @@
 A run that was interrupted goes on where it stopped when it is started again.
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 import json
 import os
 import shutil
@@ -17,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.utils.import_utils import get_safe_default_video_backend  # pyright: ignore[reportMissingTypeStubs]
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from lerobot.utils.import_utils import get_safe_default_video_backend
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]  # partly typed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm

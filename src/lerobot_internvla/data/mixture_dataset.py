@@ -7,6 +7,9 @@ frame of it is due. Nothing random happens here: sample ``position`` is a functi
 number of ranks, the rank and the batch size, whichever worker asks for it and whenever.
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lerobot.utils.constants import ACTION, OBS_STATE  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import Dataset
 

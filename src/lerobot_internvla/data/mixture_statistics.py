@@ -7,12 +7,15 @@ once, whatever weight its dataset has. Weights say how often a robot is practise
 Quantiles are not used: a mean and a standard deviation merge exactly, quantiles do not (LeRobot 0.6.1 averages them).
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
 from lerobot_internvla.action_space import ActionSpace
 from lerobot_internvla.errors import InternVLAError

@@ -5,16 +5,19 @@ every worker of every rank), and keeps a dictionary of all frames when it is ask
 each). Here every file is looked for once, and the row of a frame is a sum.
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata  # pyright: ignore[reportMissingTypeStubs]
-from lerobot.datasets.dataset_reader import DatasetReader  # pyright: ignore[reportMissingTypeStubs]
-from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingTypeStubs]
-from lerobot.utils.import_utils import get_safe_default_video_backend  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.dataset_reader import DatasetReader
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.import_utils import get_safe_default_video_backend
 
 from lerobot_internvla.errors import InternVLAError
 

@@ -7,6 +7,9 @@ own decoder for each part: the frames are the same, bit for bit. TorchCodec skip
 requests pass through untouched; depth maps always go through PyAV.
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +18,9 @@ from typing import Any, cast
 
 import av
 import numpy as np
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow
 import torch
-from lerobot.datasets.dataset_reader import DatasetReader  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.datasets.dataset_reader import DatasetReader
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -116,7 +119,7 @@ class SparseVideoReader(DatasetReader):
         )
         if is_list:
             values = values.reshape(len(column), -1)
-        return torch.from_numpy(values[rows - first])  # pyright: ignore[reportUnknownMemberType]
+        return torch.from_numpy(values[rows - first])  # pyright: ignore[reportUnknownMemberType]  # partly typed by torch
 
     def _query_videos(self, query_timestamps: dict[str, list[float]], ep_idx: int) -> dict[str, Tensor]:
         """Frames of one episode.

@@ -219,7 +219,7 @@ class _Display:
         for module in (core, episodic):
             stock: Any = getattr(module, "log_visualization_data", None)
             if stock is not None and not hasattr(stock, _MARK):
-                module.log_visualization_data = self._with_foresight(stock)  # pyright: ignore[reportAttributeAccessIssue]
+                module.log_visualization_data = self._with_foresight(stock)  # pyright: ignore[reportAttributeAccessIssue]  # a module
 
     def _with_foresight(self, stock: Any) -> Any:
         @functools.wraps(stock)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import (
     ConfigMixin,
-    register_to_config,  # pyright: ignore[reportUnknownVariableType]
+    register_to_config,  # pyright: ignore[reportUnknownVariableType]  # diffusers is partly typed
 )
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
@@ -289,7 +289,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
                 missing weights random.)
         """
         try:
-            loaded: Any = super().from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+            loaded: Any = super().from_pretrained(  # pyright: ignore[reportUnknownMemberType]  # diffusers is partly typed
                 pretrained_model_name_or_path, use_safetensors=True, output_loading_info=True, **kwargs
             )
         except ValueError as error:  # how diffusers reports another shape
@@ -307,7 +307,7 @@ class CosmosImageTokenizer(ModelMixin, ConfigMixin):
                 + ". Save it again with save_pretrained, or import the released weights with cosmos_weights."
             )
         # diffusers notes where the weights came from; a folder of this machine says nothing to whom it is sent.
-        tokenizer.register_to_config(_name_or_path="")  # pyright: ignore[reportUnknownMemberType]
+        tokenizer.register_to_config(_name_or_path="")  # pyright: ignore[reportUnknownMemberType]  # the same
         return tokenizer
 
     def to(self, *args: Any, **kwargs: Any) -> "CosmosImageTokenizer":  # pyright: ignore[reportIncompatibleVariableOverride]

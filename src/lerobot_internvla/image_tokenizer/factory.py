@@ -160,7 +160,7 @@ def _download(repository: str, subfolder: str | None, revision: str | None) -> P
     """Fetch the few files that an image tokenizer consists of."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise InternVLAError(f"No image tokenizer: {repository!r} is neither a folder nor a Hub id (owner/name).")
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]  # partly typed
 
     prefix = "" if subfolder is None else f"{subfolder}/"
     wanted = [prefix + name for name in (CONFIG_NAME, WEIGHTS_NAME, *NVIDIA_FILES)]
@@ -190,7 +190,7 @@ def _stored_dtype(weights: Path) -> torch.dtype:
     try:
         opened: Any = safe_open(weights, framework="pt")  # untyped
         with opened as archive:
-            dtypes = {str(archive.get_slice(name).get_dtype()) for name in archive.keys()}  # noqa: SIM118
+            dtypes = {str(archive.get_slice(name).get_dtype()) for name in archive.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
         raise InternVLAError(f"Cannot read the image tokenizer's weights in {weights}: {error}") from error
     if len(dtypes) != 1 or not dtypes <= _STORED_DTYPES.keys():

@@ -1,11 +1,14 @@
 """State and noisy actions into tokens, and velocities out of them (paper section "Action expert")."""
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 from typing import Any
 
 import torch.nn.functional as F
 
 # LeRobot has no type stubs.
-from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding  # pyright: ignore[reportMissingTypeStubs]
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
 from torch import Tensor, nn
 
 from .architecture import Architecture

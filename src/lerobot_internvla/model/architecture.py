@@ -222,7 +222,7 @@ def _replace(node: Any, changes: dict[str, Any], path: str) -> Any:
             )
         current = getattr(node, key)
         if dataclasses.is_dataclass(current) and isinstance(value, dict):
-            value = _replace(current, value, f"{path}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+            value = _replace(current, value, f"{path}{key}.")  # pyright: ignore[reportUnknownArgumentType]  # from JSON
         elif isinstance(value, list):
             value = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         values[key] = value

@@ -5,13 +5,16 @@ velocity = noise - actions. The paper writes tau = 1 - t. Times are drawn as 0.9
 noise (released checkpoint; the paper's formula read literally would be the mirror image).
 """
 
+# LeRobot and pyarrow ship no types, and strict checking asks for them at every import.
+# pyright: reportMissingTypeStubs=false
+
 import hashlib
 from typing import Any
 
 import torch
-from lerobot.policies.common.flow_matching import (  # pyright: ignore[reportMissingTypeStubs]  # LeRobot has no types
-    sample_noise,  # pyright: ignore[reportUnknownVariableType]
-    sample_time_beta,  # pyright: ignore[reportUnknownVariableType]
+from lerobot.policies.common.flow_matching import (
+    sample_noise,  # pyright: ignore[reportUnknownVariableType]  # untyped
+    sample_time_beta,  # pyright: ignore[reportUnknownVariableType]  # untyped
 )
 from torch import Tensor, nn
 
@@ -81,5 +84,5 @@ class NoiseSeeds(nn.Module):
         return int.from_bytes(hashlib.blake2b(origin.encode(), digest_size=8).digest())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]  # partly typed by torch
         self._count = int(state_dict.get(f"{prefix}num_batches_tracked", self._count))

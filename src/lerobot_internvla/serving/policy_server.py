@@ -175,7 +175,7 @@ class InternVLAPolicyServer(PolicyServer):
         self._predicting_for = observation_t
         try:
             return super()._predict_action_chunk(observation_t)
-        except Exception:
+        except Exception:  # whatever it was, it goes on to LeRobot below
             # The client waits for this answer before it insists on another one: let any observation through instead.
             self.last_processed_obs = None
             with self._predicted_timesteps_lock:

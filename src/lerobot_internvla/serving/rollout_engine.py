@@ -144,6 +144,6 @@ def enter_rtc_engine() -> None:
                 self._obs_holder["obs"] = None
         reset(self)
 
-    RTCInferenceEngine._internvla_feed = None  # pyright: ignore[reportAttributeAccessIssue]
+    RTCInferenceEngine._internvla_feed = None  # pyright: ignore[reportAttributeAccessIssue]  # ours, on its class
     RTCInferenceEngine.notify_observation = notify
     RTCInferenceEngine.reset = forget

@@ -107,7 +107,7 @@ class ConveyorEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         ending = self._world.ending
         return self._observation(), float(ending == "success"), ending is not None, False, self._info()
 
-    def render(self) -> NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def render(self) -> NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleMethodOverride]  # gymnasium allows None
         """An RGB frame for people: the scene, both wrist views, the instruction and the time."""
         return self._backend.draw_for_people(self._world, self._render_height)
 
