@@ -18,13 +18,11 @@ import threading
 from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from accelerate import init_empty_weights
 from draccus.utils import DecodingError
-from huggingface_hub import snapshot_download
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.rtc import RTCProcessor
 from lerobot.utils.constants import ACTION, OBS_STATE, POLICY_PREPROCESSOR_DEFAULT_NAME
@@ -32,7 +30,6 @@ from torch import Tensor, nn
 
 from lerobot_internvla.errors import InternVLAError
 
-from .action_space import ActionSpace, joint_names, relative_mask_for
 from .action_spaces import ActionSpaces
 from .batch_keys import (
     CACHED_LATENTS,
@@ -45,12 +42,14 @@ from .batch_keys import (
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
 from .checkpoints.inheritance import describe_inheritance
+from .checkpoints.policy_folder import find_policy_folder
 from .checkpoints.safe_loading import load_weights
-from .checkpoints.whole_folder import whole_folder, whole_steps, why_not_whole
+from .checkpoints.whole_folder import whole_folder
 from .configuration_internvla_a1 import InternVLAA1Config
 from .conversion.unconverted import refuse_unconverted
 from .data import exact_resume
-from .embodiments.rows import Row, build_action_spaces, choose_robot, read_rows, row_of_dataset
+from .data.adoption import adopt_metadata, adopt_mixture, build_action_space, log_of_sources, statistics_of_dataset
+from .embodiments.rows import choose_robot, read_rows
 from .history import FrameHistory, TimedFrameHistory
 from .image_tokenizer.factory import find_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
@@ -64,9 +63,8 @@ from .publishing.following import follow_lerobot
 from .publishing.lineage import Lineage
 from .serving.faults import refuse_unusable_actions, refuse_unusable_state
 from .serving.realtime import make_rtc_processor, sample_guided, without_padding
-from .source_log import SourceLog
-from .statistics import Representation, statistics_from_dataset, statistics_from_lerobot_stats
 from .text_tokenizer import PromptBuilder, TextTokenizer, load_text_tokenizer
+from .trained_parts import freeze_parts, lora_targets, round_weights
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -116,9 +114,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.camera_slots = resolve_camera_slots(list(config.image_features), config.camera_slots)
         self.mixture: Mixture | None = getattr(dataset_meta, "mixture", None)
         if self.mixture is not None:
-            self._adopt_mixture(self.mixture)
-        else:
-            self._read_metadata(dataset_meta)
+            adopt_mixture(config, self.mixture)
+        elif dataset_meta is not None:
+            adopt_metadata(config, dataset_meta, self.camera_slots)
         self.rows = read_rows(config.embodiments)
         self.robot = None if config.embodiment is None or not self.rows else choose_robot(self.rows, config.embodiment)
         if checkpoint_folder is None:
@@ -131,7 +129,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
             exact_resume.install()  # where this package was imported before LeRobot's datasets were
 
         self.noise_seeds = NoiseSeeds()
-        self.action_space = self._build_action_space()
+        self.action_space = build_action_space(config, self.rows)
         tokenizer = self._load_image_tokenizer(checkpoint_folder) if config.use_foresight else None
         cached_latents = getattr(dataset_meta, "cached_latents", None)
         if cached_latents is not None and tokenizer is not None:
@@ -149,13 +147,17 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if checkpoint_folder is None:
             load_base_models(self.model, config.base_model, config.expert_warm_start)
             self._adopt_statistics(dataset_stats, dataset_meta)
-        self._apply_precision()
-        self._apply_freezing()
-        self._apply_gradient_checkpointing()
+        if config.weights_dtype != "float32":
+            round_weights(self.model, getattr(torch, config.weights_dtype))
+        freeze_parts(self.model, config)
+        self.model.mixture.gradient_checkpointing = config.gradient_checkpointing
+        self.model.vision_language.gradient_checkpointing = config.gradient_checkpointing
         if config.compile_model:
             self.model.sample_actions = torch.compile(self.model.sample_actions, mode=config.compile_mode)
 
-        self._source_log = None if self.mixture is None else self._log_of_sources(self.mixture)
+        self._source_log = (
+            None if self.mixture is None else log_of_sources(self.mixture, use_foresight=config.use_foresight)
+        )
         self._rtc: RTCProcessor | None = None
         self._told_no_history = self._told_sparse_history = self._told_late_guidance = False
         self._live_foresight = None
@@ -168,122 +170,6 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.reset()
 
     # ------------------------------------------------------------------ building
-
-    def _read_metadata(self, dataset_meta: Any | None) -> None:
-        """Joint names and frame rate of the dataset into the config, which is saved with the weights."""
-        if dataset_meta is None:
-            return
-        config = self.config
-        for field, key in (("action_feature_names", ACTION), ("state_feature_names", OBS_STATE)):
-            names = joint_names(dataset_meta.features.get(key))
-            setattr(config, field, None if names is None else list(names))
-        dataset_fps = dataset_meta.fps
-        expected_fps = config.fps
-        if expected_fps is None and config.foresight_interval_s is not None:  # several robots, each with its own rate
-            expected_fps = config.embodiments.get(config.embodiment or "", {}).get("fps") or 0.0
-        if expected_fps is not None and abs(expected_fps - dataset_fps) > 1e-6:
-            if config.foresight_interval_s is not None:
-                raise InternVLAError(
-                    f"policy.fps is {expected_fps or None}, but the dataset runs at {dataset_fps} fps; the foresight "
-                    f"interval of {config.foresight_interval_s} s would be wrong. Pass --policy.fps={dataset_fps}."
-                )
-            logger.info("The dataset runs at %s fps; the checkpoint was trained at %s fps.", dataset_fps, config.fps)
-        config.fps = float(dataset_fps)
-        if config.use_foresight:
-            frames = config.interval_frames
-            logger.info("Foresight interval: %d frames = %.3f s at %g fps.", frames, frames / config.fps, config.fps)
-        if config.embodiments:
-            self._add_robot(dataset_meta)
-            config.fps = None  # its row has it: the other robots have their own rates
-
-    def _adopt_mixture(self, mixture: "Mixture") -> None:
-        """The mixture's robots into the config, which is saved with the weights; robots of the checkpoint stay."""
-        config = self.config
-        rates: dict[str, set[float]] = {}
-        for source in mixture.sources:
-            rates.setdefault(source.embodiment.name, set()).add(source.fps)
-        # Samples name their robot by its place among the mixture's: these come first.
-        new = {
-            robot.name: Row(robot, next(iter(rates[robot.name])) if len(rates[robot.name]) == 1 else None).to_dict()
-            for robot in mixture.embodiments
-        }
-        config.embodiments = {**new, **{n: row for n, row in config.embodiments.items() if n not in new}}
-        config.foresight_interval_s = mixture.foresight_interval_s
-        config.fps = config.action_feature_names = config.state_feature_names = None
-
-    def _log_of_sources(self, mixture: "Mixture") -> SourceLog:
-        weights = {source.name: source.weight for source in mixture.sources}
-        acting = [source.name for source in mixture.sources if source.trains_actions]
-        imagining = list(weights) if self.config.use_foresight else []
-        return SourceLog(weights, {"loss_action": acting, "loss_foresight": imagining})
-
-    def _add_robot(self, dataset_meta: Any) -> None:
-        """A plain dataset given to a policy of several robots: the one that ``embodiment`` names, new or known."""
-        config = self.config
-        if config.embodiment is None:
-            raise InternVLAError(
-                f"This checkpoint knows several robots ({', '.join(config.embodiments)}), each with its own joints and "
-                f"statistics. Whose are those of dataset {dataset_meta.repo_id!r}? Pass --policy.embodiment=<name>: "
-                "one of these, or a new name, which adds a robot and leaves the others as they are."
-            )
-        row = row_of_dataset(
-            config.embodiment,
-            dataset_meta,
-            self.camera_slots,
-            state_key=OBS_STATE,
-            action_key=ACTION,
-            representation=cast(Representation, config.action_representation),
-            absolute_names=config.absolute_joint_names,
-            absolute_indices=config.absolute_joint_indices,
-        )
-        known = config.embodiments.get(config.embodiment)
-        if known is not None:
-            before = read_rows({config.embodiment: known})[config.embodiment].embodiment
-            found = row.embodiment
-            if (before.state_dim, before.action_dim) != (found.state_dim, found.action_dim):
-                raise InternVLAError(
-                    f"policy.embodiment={config.embodiment!r} has state {before.state_dim} and action "
-                    f"{before.action_dim} in this checkpoint, and dataset {dataset_meta.repo_id!r} has "
-                    f"{found.state_dim} and {found.action_dim}: another robot. Give it a name of its own."
-                )
-            row = Row(before, row.fps)
-        config.embodiments = {**config.embodiments, config.embodiment: row.to_dict()}
-
-    def _build_action_space(self) -> ActionSpace | ActionSpaces:
-        config, architecture = self.config, self.config.architecture
-        representation = cast(Representation, config.action_representation)  # one of its words: the config checks
-        limits = {"max_state_dim": architecture.max_state_dim, "max_action_dim": architecture.max_action_dim}
-        if self.rows:
-            return build_action_spaces(self.rows, representation, **limits)
-        state, action = config.robot_state_feature, config.action_feature
-        assert state is not None and action is not None, "validate_features has seen both"
-        state_dim, action_dim = state.shape[0], action.shape[0]
-        return ActionSpace(
-            state_dim=state_dim,
-            action_dim=action_dim,
-            representation=representation,
-            relative_mask=self._relative_mask(state_dim, action_dim),
-            **limits,
-        )
-
-    def _relative_mask(self, state_dim: int, action_dim: int) -> tuple[bool, ...]:
-        config = self.config
-        if config.action_representation == "absolute":
-            return ()
-        try:
-            return relative_mask_for(
-                config.action_feature_names,
-                config.state_feature_names,
-                config.absolute_joint_names,
-                absolute_indices=config.absolute_joint_indices,
-                action_dim=action_dim,
-                state_dim=state_dim,
-            )
-        except InternVLAError as error:
-            raise InternVLAError(
-                f"{error} Flags: --policy.absolute_joint_names='[...]', --policy.absolute_joint_indices='[...]', "
-                "--policy.action_representation=absolute."
-            ) from None
 
     def _load_text_tokenizer(self, checkpoint_folder: Path | None) -> TextTokenizer:
         config = self.config
@@ -306,39 +192,22 @@ class InternVLAA1Policy(PreTrainedPolicy):
             dtype=getattr(torch, config.image_tokenizer_dtype),
         )
 
-    def _adopt_statistics(self, dataset_stats: dict[str, dict[str, Any]] | None, dataset_meta: Any | None) -> bool:
-        """Set normalisation from a dataset; True when there was one."""
-        config = self.config
+    def _adopt_statistics(self, dataset_stats: dict[str, dict[str, Any]] | None, dataset_meta: Any | None) -> None:
+        """Set the normalisation that a dataset or mixture has; nothing where there is none."""
+        chunk_size, source = self.config.chunk_size, getattr(dataset_meta, "repo_id", "statistics given in Python")
         if self.mixture is not None:
             from .data.mixture_statistics import mixture_statistics
 
-            spaces = {name: self._action_space_of(name) for name in self._robots_of_dataset()}
-            for name, statistics in mixture_statistics(self.mixture, spaces, config.chunk_size).items():
+            spaces = {name: self.action_space_of(name) for name in self._robots_of_dataset()}
+            for name, statistics in mixture_statistics(self.mixture, spaces, chunk_size).items():
                 spaces[name].set_statistics(statistics)
-            self.lineage = dataclasses.replace(self.lineage, statistics=getattr(dataset_meta, "repo_id", None))
-            return True
-        space = self._action_space_of(config.embodiment)
-        if dataset_meta is not None:
-            statistics = statistics_from_dataset(
-                dataset_meta,
-                representation=space.representation,
-                relative_mask=space.relative_mask,
-                chunk_size=config.chunk_size,
-            )
-        elif dataset_stats and config.action_representation == "absolute":
-            statistics = statistics_from_lerobot_stats(dataset_stats, source="dataset_stats")
-        elif dataset_stats:
-            raise InternVLAError(
-                "Relative actions need statistics of relative actions, and dataset_stats hold absolute ones. Pass "
-                "dataset_meta (LeRobotDataset.meta) as lerobot-train does, or set "
-                "policy.action_space.set_statistics(...)."
-            )
         else:
-            return False
-        space.set_statistics(statistics)
-        source = "statistics given in Python" if dataset_meta is None else str(dataset_meta.repo_id)
+            space = self.action_space_of(self.config.embodiment)
+            statistics = statistics_of_dataset(space, chunk_size, dataset_stats, dataset_meta)
+            if statistics is None:
+                return
+            space.set_statistics(statistics)
         self.lineage = dataclasses.replace(self.lineage, statistics=source)
-        return True
 
     def _robots_of_dataset(self) -> list[str]:
         """Robots whose statistics the given dataset or mixture has; empty for a policy of one robot."""
@@ -346,48 +215,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
             return [e.name for e in self.mixture.embodiments if e.action_dim]
         return [self.config.embodiment] if self.rows and self.config.embodiment is not None else []
 
-    def _action_space_of(self, robot: str | None) -> Any:
+    def action_space_of(self, robot: str | None) -> Any:
         """The ``ActionSpace`` of one robot, or of the only one; PEFT's wrapper around it while it adapts the policy."""
         if not self.rows:
             return self.action_space
         return cast(ActionSpaces, self.action_space).of(robot or choose_robot(self.rows, self.config.embodiment))
-
-    def _apply_precision(self) -> None:
-        """Cast the weights of towers and experts; heads, norms and statistics stay float32 as in the released model."""
-        if self.config.weights_dtype == "float32":
-            return
-        dtype = getattr(torch, self.config.weights_dtype)
-        front_end = self.model.vision_language
-        rounded = [self.model.mixture, *([front_end] if front_end.may_be_rounded else [])]
-        for part in rounded:
-            for module in part.modules():
-                if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd | nn.LayerNorm):
-                    for parameter in module.parameters(recurse=False):
-                        parameter.data = parameter.data.to(dtype)
-        for parameter in front_end.parameters() if front_end.may_be_rounded else ():
-            parameter.data = parameter.data.to(dtype)
-
-    def _apply_freezing(self) -> None:
-        config, model = self.config, self.model
-        trained = config.trained_experts
-        parts: dict[str, list[nn.Module]] = {
-            "understanding": [model.vision_language, model.mixture.final_norms["understanding"]],
-            "foresight": [model.foresight_head] if model.foresight_head is not None else [],
-            "action": [model.action_head],
-        }
-        for name, modules in parts.items():
-            if name in trained or (name == "foresight" and not config.use_foresight):
-                continue
-            for module in [*modules, *model.mixture.layers_of(name), model.mixture.final_norms[name]]:
-                module.requires_grad_(False)
-        if config.freeze_vision_encoder:
-            model.vision_language.get_submodule("vision_tower").requires_grad_(False)
-        for _, parameter in model.dead_parameters():
-            parameter.requires_grad_(False)
-
-    def _apply_gradient_checkpointing(self) -> None:
-        self.model.mixture.gradient_checkpointing = self.config.gradient_checkpointing
-        self.model.vision_language.gradient_checkpointing = self.config.gradient_checkpointing
 
     def get_optim_params(self) -> list[nn.Parameter]:
         """Parameters that are trained, and no others."""
@@ -395,15 +227,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """Attention and MLP projections of ``config.peft_experts``; their heads are trained in full."""
-        experts = [name for name in self.config.peft_experts if name != "foresight" or self.config.use_foresight]
-        projections = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-        last = len(self.model.mixture.layers) - 1
-        dead = rf"layers\.{last}\.experts\.understanding\.(self_attn\.[qo]_proj|mlp)"  # see dead_parameters
-        heads = {"foresight": "model.foresight_head", "action": "model.action_head"}
-        return {
-            "target_modules": rf"model\.mixture\.(?!{dead})layers\.\d+\.experts\.({'|'.join(experts)})\.{projections}",
-            "modules_to_save": [heads[name] for name in experts if name in heads],
-        }
+        return lora_targets(self.model, self.config)
 
     def _validate_peft_config(self, peft_config: Any) -> None:
         """Called by LeRobot before it wraps the policy: statistics and noise seeds travel with the adapter."""
@@ -466,33 +290,14 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: no such folder, files missing, weights that do not fit; all problems at once.
         """
-        folder = Path(pretrained_name_or_path)
-        if not folder.is_dir():
-            name = str(pretrained_name_or_path)
-            if folder.name == "pretrained_model" and (steps := whole_steps(folder.parents[1])):
-                raise InternVLAError(
-                    f"There is no checkpoint folder {name!r}. Whole ones beside it: {', '.join(steps)}. Pass "
-                    f"{folder.parents[1] / steps[-1] / folder.name}."
-                )
-            if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-                raise InternVLAError(
-                    f"There is no checkpoint folder {name!r}. Pass the folder that holds config.json and "
-                    "model.safetensors (after lerobot-train: <output_dir>/checkpoints/last/pretrained_model), or a Hub "
-                    "id owner/name."
-                )
-            folder = Path(
-                snapshot_download(
-                    name,
-                    revision=revision,
-                    force_download=force_download,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    allow_patterns=["*.json", "*.safetensors"],
-                )
-            )
-        if reason := why_not_whole(folder):
-            raise InternVLAError(f"{reason} Take an earlier one; checkpoints/last points to the newest whole one.")
+        folder = find_policy_folder(
+            pretrained_name_or_path,
+            revision=revision,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         config = config or cls._read_config(folder, str(pretrained_name_or_path))
         refits = config.statistics == "dataset" and (dataset_meta is not None or bool(dataset_stats))
         # The metadata decides joint names and with them which joints are relative, so the policy is built with it.
@@ -570,31 +375,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: ``license`` contradicts the origin of the weights.
         """
-        from .publishing.model_card import DimStatistics, complete_facts, render_card
-        from .publishing.upload import train_config_of
+        from .publishing.upload import card_of_policy
 
-        # The card describes one robot's dims; of several, the one that the policy drives.
-        space = None if self.rows and self.robot is None else self._action_space_of(self.robot)
-        statistics = (
-            {
-                name: DimStatistics(*(tuple(space.get_buffer(f"{name}_{s}")[:dim].tolist()) for s in ("mean", "std")))
-                for name, dim in (("state", space.state_dim), ("action", space.action_dim))
-                if bool(space.statistics_are_set)
-            }
-            if space is not None
-            else {}
-        )
-        facts = complete_facts(
-            self.config,
-            self.lineage,
-            licence=license,
-            train_config=None if cfg is None else train_config_of(cfg),
-            steps=None if cfg is None else cfg.steps,
-            statistics=statistics or None,
-            action_is_relative=() if space is None else space.relative_mask,
-            is_adapter=self.config.use_peft,
-        )
-        return render_card(facts)
+        return card_of_policy(self, licence=license, cfg=cfg)
 
     def push_to_hub(
         self,
@@ -619,24 +402,17 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: refused or failed.
         """
-        from .publishing.upload import is_main_process, plan_upload, publish
+        from .publishing.upload import publish_policy
 
-        with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            folder = Path(temporary) / "policy"
-            self.save_pretrained(folder)
-            if not is_main_process():
-                return ""
-            plan = plan_upload(folder, repo_id, private=private)
-            info = publish(
-                plan,
-                token=token,
-                revision=branch,
-                create_pr=create_pr,
-                message=commit_message or "Upload policy and model card",
-                retry=f"policy.push_to_hub({repo_id!r})",
-                notebook=True,
-            )
-        return str(info.commit_url)
+        return publish_policy(
+            self,
+            repo_id,
+            message=commit_message or "Upload policy and model card",
+            private=private,
+            token=token,
+            revision=branch,
+            create_pr=create_pr,
+        )
 
     # ------------------------------------------------------------------ batch -> values
 
@@ -664,7 +440,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.reset()
 
     def _driven(self, batch: dict[str, Any]) -> Any:
-        """The action space of the robot at hand, for a batch of one robot (see ``_action_space_of``)."""
+        """The action space of the robot at hand, for a batch of one robot (see ``action_space_of``)."""
         if self.rows and self.robot is None:
             action, widest = self.config.action_feature, self.config.architecture.max_action_dim
             known = action is not None and action.shape[0] < widest  # LeRobot puts an environment's dims there
@@ -675,7 +451,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 action_dim=action.shape[0] if known and action is not None else None,
             )
             logger.info("This policy knows %s; state and action say that this is %s.", ", ".join(self.rows), self.robot)
-        return self._action_space_of(self.robot)
+        return self.action_space_of(self.robot)
 
     def _slots_of(self, batch: dict[str, Any]) -> dict[str, str]:
         """The cameras that must be there: all, but for a robot that has fewer than the policy."""

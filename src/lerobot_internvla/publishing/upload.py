@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import draccus
@@ -26,7 +27,16 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
 from lerobot_internvla.errors import InternVLAError
 
-from .model_card import CARD_NAME, MARKER, PICTURE_NAME, CardFacts, read_card_facts, render_card
+from .model_card import (
+    CARD_NAME,
+    MARKER,
+    PICTURE_NAME,
+    CardFacts,
+    DimStatistics,
+    complete_facts,
+    read_card_facts,
+    render_card,
+)
 from .privacy import Finding, Redaction, find_private, find_private_in_file, redact_json
 
 logger = logging.getLogger(__name__)
@@ -271,6 +281,74 @@ def publish(
             + ("" if notebook else f"The checkpoint is whole in {str(plan.folder)!r}; nothing in it was changed. ")
             + f"Log in if needed (`hf auth login`), then repeat with:\n  {retry or plan.retry_command()}"
         ) from error
+
+
+# ----------------------------------------------------------------------------------------------- a policy in memory
+
+
+def publish_policy(
+    policy: Any,
+    repo_id: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool | None = None,
+) -> str:
+    """Save ``policy`` (an ``InternVLAA1Policy``) to a passing folder and publish that.
+
+    Returns:
+        the commit's address; empty on all ranks but the first.
+
+    Raises:
+        InternVLAError: refused or failed.
+    """
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary) / "policy"
+        policy.save_pretrained(folder)  # by all ranks: gathering shards is collective
+        if not is_main_process():
+            return ""
+        info = publish(
+            plan_upload(folder, repo_id, private=private),
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            message=message,
+            retry=f"policy.push_to_hub({repo_id!r})",
+            notebook=True,
+        )
+    return str(info.commit_url)
+
+
+def card_of_policy(policy: Any, *, licence: str | None = None, cfg: Any | None = None) -> ModelCard:
+    """The model card of ``policy`` (an ``InternVLAA1Policy``), without the network.
+
+    Args:
+        licence: None: the one that follows from the origin of the weights.
+        cfg: LeRobot's TrainPipelineConfig.
+
+    Raises:
+        InternVLAError: ``licence`` contradicts the origin of the weights.
+    """
+    # The card describes one robot's dims; of several, the one that the policy drives.
+    space = None if policy.rows and policy.robot is None else policy.action_space_of(policy.robot)
+    statistics: dict[str, DimStatistics] = {}
+    if space is not None and bool(space.statistics_are_set):
+        for name, dim in (("state", space.state_dim), ("action", space.action_dim)):
+            mean, std = (tuple(space.get_buffer(f"{name}_{part}")[:dim].tolist()) for part in ("mean", "std"))
+            statistics[name] = DimStatistics(mean, std)
+    facts = complete_facts(
+        policy.config,
+        policy.lineage,
+        licence=licence,
+        train_config=None if cfg is None else train_config_of(cfg),
+        steps=None if cfg is None else cfg.steps,
+        statistics=statistics or None,
+        action_is_relative=() if space is None else space.relative_mask,
+        is_adapter=policy.config.use_peft,
+    )
+    return render_card(facts)
 
 
 # ---------------------------------------------------------------------------------------------- at the end of training
