@@ -295,7 +295,7 @@ class ActionSpace(nn.Module):
             isinstance(e, int) and e != s for e, s in zip(expected, shape, strict=True)
         ):
             raise InternVLAError(
-                f"The {name} have shape {list(shape)}, expected [{', '.join(map(str, expected))}]: this policy was "
+                f"The {name} came in shape {list(shape)}, expected [{', '.join(map(str, expected))}]: this policy was "
                 f"built for {self.state_dim} state dims and {self.action_dim} action dims (padded to "
                 f"{self.max_state_dim} and {self.max_action_dim} inside). Use the robot, dataset or environment that "
                 "it was trained on, or train it on this one."
@@ -419,9 +419,11 @@ class ActionSpace(nn.Module):
         if problems:
             raise InternVLAError(
                 f"The statistics in this checkpoint ({prefix}*) do not fit this policy: {'; '.join(problems)}. To use "
-                "the checkpoint as it is, keep its action settings. To train it on another robot or with another "
-                "action representation, load the weights inside `with action_space.keeping_own_statistics():` and set "
-                "statistics from the new dataset."
+                "the checkpoint as it is, keep its action settings, and take the robot or environment that it was "
+                "trained for (its dims come from there). To train it on another robot or with another action "
+                "representation: lerobot-train --policy.pretrained_path=<checkpoint> --dataset.repo_id=<its data>; in "
+                "Python, load the weights inside `with action_space.keeping_own_statistics():` and set statistics "
+                "from the new dataset."
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActionSpace":

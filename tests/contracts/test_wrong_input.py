@@ -306,3 +306,27 @@ def test_an_interval_at_the_wrong_rate_stops_before_the_first_step(dataset: LeRo
     with pytest.raises(InternVLAError, match=r"--policy\.fps=10"):
         lerobot_train(*flags, "--policy.foresight_interval_s=0.5", "--policy.fps=30")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--dataset.root={tmp}/nowhere"], ["'local/tiny' cannot be opened", "nowhere' holds no meta/info.json"]),
+        (["--dataset.episodes=[0,7]"], ["there is no episode 7", "it has 0 to 2"]),
+        (["--dataset.streaming=true"], ["--dataset.streaming=true", "future frames", "use_foresight=false"]),
+        (["--policy.pretrained_path={tmp}/nowhere"], ["no checkpoint folder", "checkpoints/last/pretrained_model"]),
+        (["--dataset.root={tmp}/mix.yaml"], ["no file", "mix.yaml"]),
+        (['--policy.camera_slots={{"hed": "observation.images.head"}}'], ["did you mean 'head'?"]),
+        (
+            ['--policy.camera_slots={{"head": "phone"}}'],
+            ["'phone'", "observation.images.head", "--policy.camera_slots"],
+        ),
+    ],
+)
+def test_training_on_what_is_not_there(flags: list[str], parts: list[str], dataset: LeRobotDataset, tmp_path: Path):
+    """Nothing is written but a log folder, and LeRobot's own search of the Hub is not the last word."""
+    given = [flag.format(tmp=tmp_path) for flag in flags]
+    named = {flag.partition("=")[0] for flag in given}
+    usual = [f for f in training_flags(dataset.root, tmp_path / "run", steps=1) if f.partition("=")[0] not in named]
+    told(lambda: lerobot_train(*usual, *given), *parts)
+    assert not (tmp_path / "run" / "checkpoints").exists()

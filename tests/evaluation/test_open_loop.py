@@ -1,5 +1,6 @@
 """Open-loop error against arithmetic by hand, and what policies are shown while it is measured."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -8,8 +9,10 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_internvla.errors import InternVLAError
+from lerobot_internvla.evaluation.joints import Joint, Joints
 from lerobot_internvla.evaluation.loading import distinct_names, load_policy, training_episodes
 from lerobot_internvla.evaluation.open_loop import HOLD, REPEAT, evaluate_open_loop
+from lerobot_internvla.evaluation.report import as_dict, build_page
 from scripted_policy import INTERVAL, JOINTS, LENGTHS, Oracle, Scripted, loaded, scripted
 
 
@@ -140,6 +143,20 @@ def test_the_verdict_says_whether_a_policy_has_learnt_anything(dataset, recorded
     assert oracle.errors.mean_absolute_error() == pytest.approx(0, abs=1e-6)
     assert result.verdict(oracle).startswith("oracle: BETTER than both baselines at 4 of 4 joints.")
     assert result.verdict(constant).startswith("scripted: NOT BETTER than both baselines at any joint.")
+
+
+def test_a_joint_that_rests_is_no_yardstick(dataset):
+    """The idle arm of two would be a thousand of its own spreads off, and drown the arm that works."""
+    result = evaluate([scripted(0.5)], dataset)
+    spread = torch.tensor([1.0, 2.0, 1e-4, 1e-4], dtype=torch.float64)
+    joints = [Joint(name, unit, None) for name, unit in zip(JOINTS, ("rad", "rad", "rad", "0..1"), strict=True)]
+    one_rests = dataclasses.replace(result, spread=spread, joints=Joints(tuple(joints), ()))
+    assert one_rests.is_resting == (False, False, True, False), "the gripper is the only one in its unit"
+    assert one_rests.yardstick.tolist() == [1.0, 2.0, 0.0, 1e-4]
+    assert dataclasses.replace(result, spread=spread).is_resting == (False,) * 4, "units are unknown here"
+    page = build_page(one_rests, []).to_markdown()
+    assert f"Hardly moving in this dataset, and left out of errors in spreads: {JOINTS[2]}." in page
+    assert as_dict(one_rests)["joints"][2]["is_resting"] is True
 
 
 def test_a_policy_of_another_robot_is_refused_with_all_differences(dataset):

@@ -1,8 +1,10 @@
 """internvla-check, end to end: exit codes, the table, JSON; robots that are not connected."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_internvla.evaluation import readiness
@@ -85,6 +87,24 @@ def test_a_robot_that_cannot_be_built_is_a_finding(run, monkeypatch):
     monkeypatch.setattr(utils, "make_robot_from_config", fails)
     status, out, _ = run("--robot.type=conveyor", "--json=true")
     assert status == 1 and failures(out) == {"robot"} and "its SDK is missing" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for computers without a GPU")
+@pytest.mark.parametrize("flag", ["--device=cuda", "--policy.device=cuda", "--device=cudaa"])
+def test_a_device_that_was_asked_for_and_is_not_here_is_a_failure(run, place, flag):
+    """LeRobot would take the CPU instead, with a warning that nobody reads among the others."""
+    status, out, _ = run(f"--policy.path={place / 'policy'}", flag, "--json=true")
+    assert status == 1 and "device" in failures(out)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for computers without a GPU")
+def test_a_checkpoint_from_another_computer_warns_of_its_device(run, place, tmp_path):
+    shutil.copytree(place / "policy", tmp_path / "policy")
+    config = json.loads((tmp_path / "policy" / "config.json").read_text())
+    (tmp_path / "policy" / "config.json").write_text(json.dumps({**config, "device": "cuda"}))
+    status, out, _ = run(f"--policy.path={tmp_path / 'policy'}", "--json=true")
+    assert status == 0 and "device" in {f["area"] for f in json.loads(out)["findings"] if f["verdict"] == "warning"}
+    assert "saved for cuda, which is not here: LeRobot takes cpu" in out
 
 
 def test_a_dataset_that_is_not_there_is_a_finding(run):

@@ -21,6 +21,22 @@ def test_other_computers_are_refused_unless_asked_for(host: str, capsys: pytest.
     assert "unpickles" in told and "ssh -N -L 9009:127.0.0.1:9009" in told and "--allow_any_peer=true" in told
 
 
+@pytest.mark.parametrize(
+    ("flag", "parts"),
+    [
+        ("--port=99999", ["between 1 and 65535", "99999"]),
+        ("--fps=0", ["--fps=0", "more than 0"]),
+        ("--rename_map=top", ["--rename_map=top", "expected a map", "'{"]),
+        ("--fps=fast", ["`fps`", "'fast'"]),
+    ],
+)
+def test_wrong_settings_are_told_without_a_traceback(flag: str, parts: list[str], capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("grpc")
+    assert main([flag]) == 2
+    told = capsys.readouterr().err
+    assert all(part in told for part in parts) and "Traceback" not in told
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.8.8.8"])
 def test_this_computer_is_always_allowed(host: str):
     pytest.importorskip("grpc")

@@ -114,6 +114,12 @@ def test_few_euler_steps_do_not_overshoot(caplog: pytest.LogCaptureFixture):
     assert make_rtc_processor(RTCConfig(enabled=False), 10) is None
 
 
+def test_a_horizon_of_no_step_is_refused_before_the_robot_connects():
+    """LeRobot would run, guide nothing, and say nothing of it."""
+    with pytest.raises(InternVLAError, match=r"execution_horizon=0: expected control ticks, at least 1"):
+        make_rtc_processor(RTCConfig(execution_horizon=0), 10)
+
+
 def test_guidance_works_inside_inference_mode_and_leaves_no_graph():
     policy, left_over = rtc_policy(), left_over_of(HORIZON)
     outside = policy.predict_action_chunk(tick(policy), noise_of(policy), prev_chunk_left_over=left_over)

@@ -12,8 +12,10 @@ A resumed run goes on with the right frames in every epoch (exact_resume.py; the
 """
 
 import functools
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
@@ -61,7 +63,14 @@ def _wrap_make_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
                 "cached for. Write a mixture file with this dataset as its one source (docs/mixtures.md) and pass "
                 "--dataset.root=<file>.yaml, or drop --policy.latent_cache."
             )
-        return _read_well(original(cfg), policy.cache_frames_gb)
+        _refuse_flags(cfg.dataset, policy)
+        try:
+            dataset = original(cfg)
+        except InternVLAError:
+            raise
+        except Exception as error:  # the Hub, file systems and parquet each have their own
+            raise InternVLAError(_why_not_opened(cfg.dataset, error)) from error
+        return _read_well(dataset, policy.cache_frames_gb)
 
     return make_dataset
 
@@ -78,6 +87,37 @@ def _wrap_make_train_eval_datasets(original: Callable[..., Any]) -> Callable[...
         return _read_well(training, policy.cache_frames_gb), _read_well(held_out, 0.0)
 
     return make_train_eval_datasets
+
+
+def _refuse_flags(source: Any, policy: InternVLAA1Config) -> None:
+    """What LeRobot would answer by asking the Hub for episodes, or with an empty batch after minutes."""
+    if source.streaming and policy.use_foresight:
+        raise InternVLAError(
+            "--dataset.streaming=true: LeRobot's streaming cannot read future frames, which the foresight is trained "
+            "on. Drop the flag, so that the dataset is downloaded, or pass --policy.use_foresight=false."
+        )
+    info = Path(source.root, "meta", "info.json") if source.root is not None else None
+    if source.episodes and info is not None and info.is_file():
+        total = int(json.loads(info.read_text(encoding="utf-8"))["total_episodes"])
+        unknown = [str(episode) for episode in source.episodes if not 0 <= episode < total]
+        if unknown:
+            raise InternVLAError(
+                f"--dataset.episodes: there is no episode {', '.join(unknown)} in {str(source.root)!r}; it has 0 to "
+                f"{total - 1}."
+            )
+
+
+def _why_not_opened(source: Any, error: Exception) -> str:
+    where = f"The dataset {source.repo_id!r} cannot be opened"
+    if source.root is None:
+        advice = "Is the name that of lerobot-record? For a folder elsewhere pass --dataset.root=<folder>."
+    elif not Path(source.root, "meta", "info.json").is_file():
+        where += f": {str(source.root)!r} holds no meta/info.json, and it could not be fetched from the Hub either"
+        advice = "--dataset.root is the folder of the dataset itself, the one that holds meta, data and videos."
+    else:
+        where += f" from {str(source.root)!r}"
+        advice = "Is the folder whole? `lerobot-dataset-viz` shows what LeRobot can read of it."
+    return f"{where}. {type(error).__name__}: {str(error).rstrip('.')}. {advice}"
 
 
 def _ours(cfg: Any) -> InternVLAA1Config | None:

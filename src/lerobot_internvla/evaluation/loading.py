@@ -191,6 +191,15 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> PreTrainedConfig:
     return config
 
 
+def saved_device(path: str) -> str | None:
+    """The device in a checkpoint folder's config.json. LeRobot replaces it while reading, where it is not here."""
+    try:
+        device = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))["device"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return device if isinstance(device, str) else None
+
+
 def distinct_names(paths: Sequence[str], types: Sequence[str]) -> list[str]:
     """Short names for tables: the policy's type, with as much of the path as tells two of a type apart."""
     names: list[str] = []

@@ -28,13 +28,15 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from lerobot_internvla.errors import InternVLAError
-from lerobot_internvla.evaluation.joints import Joints, describe_joints
+from lerobot_internvla.evaluation.joints import UNKNOWN, Joints, describe_joints
 from lerobot_internvla.evaluation.loading import LoadedPolicy, expected_by, training_episodes
 from lerobot_internvla.evaluation.scores import Errors
 from lerobot_internvla.foresight.samples import episode_positions
 
 HOLD, REPEAT = "hold the state", "repeat last action"
 BASELINES = (HOLD, REPEAT)
+RESTING = 0.01
+"""A joint that spreads less than this part of the widest one in its unit rests: its jitter is no yardstick."""
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -107,6 +109,22 @@ class OpenLoopResult:
         return _sum(self.baselines[name]).first(steps)
 
     @property
+    def is_resting(self) -> tuple[bool, ...]:
+        """Joints that hardly move in this dataset, such as the idle arm of two: any error is a thousand spreads.
+
+        None where units are unknown: a gripper's 0..1 is narrow beside degrees, and moves.
+        """
+        units = [joint.unit for joint in self.joints]
+        spreads = self.spread.tolist()
+        widest = {unit: max(s for s, u in zip(spreads, units, strict=True) if u == unit) for unit in units}
+        return tuple(u != UNKNOWN and s < RESTING * widest[u] for s, u in zip(spreads, units, strict=True))
+
+    @property
+    def yardstick(self) -> Float[Tensor, " joint"]:
+        """``spread`` for errors in spreads; 0 for joints that are left out of them."""
+        return self.spread.masked_fill(torch.tensor(self.is_resting), 0.0)
+
+    @property
     def shared_steps(self) -> int:
         """The first steps of a chunk that every policy executes: on these they can be compared."""
         return min(policy.n_action_steps for policy in self.policies)
@@ -118,7 +136,7 @@ class OpenLoopResult:
         rivals = {name: self.baseline(name, steps) for name in BASELINES}
         counted = {name: errors for name, errors in rivals.items() if bool((errors.count.sum(dim=0) > 0).any())}
         window = "the first step of each chunk" if steps == 1 else f"the first {steps} steps of each chunk"
-        error = ours.relative_error(self.spread)
+        error = ours.relative_error(self.yardstick)
         if math.isnan(error) or not counted:
             return f"{policy.name}: nothing to compare with; mean absolute error {ours.mean_absolute_error():.4g}."
         best = torch.stack([errors.mae().nan_to_num(nan=math.inf) for errors in counted.values()]).amin(dim=0)
@@ -126,7 +144,7 @@ class OpenLoopResult:
         comparable = best.isfinite() & ~mine.isnan()
         wins = int((mine < best)[comparable].sum())
         total = int(comparable.sum())
-        beside = " and ".join(f"{errors.relative_error(self.spread):.3f} ({n})" for n, errors in counted.items())
+        beside = " and ".join(f"{errors.relative_error(self.yardstick):.3f} ({n})" for n, errors in counted.items())
         both = "both baselines" if len(counted) > 1 else "the baseline"
         answer = f"BETTER than {both} at {wins} of {total} joints" if wins else f"NOT BETTER than {both} at any joint"
         return (

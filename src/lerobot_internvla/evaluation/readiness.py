@@ -187,11 +187,12 @@ def check_plugin() -> list[Finding]:
     return [Finding("plugin", "ok", f"{DISTRIBUTION}: LeRobot's commands know the policy type internvla_a1")]
 
 
-def check_device(wanted: str | None) -> list[Finding]:
+def check_device(wanted: str | None, saved: str | None = None) -> list[Finding]:
     """What this computer computes on, and whether it is what the policy asks for.
 
     Args:
-        wanted: of the policy's configuration; None if there is no policy.
+        wanted: as typed, or else as LeRobot chose; None if there is no policy.
+        saved: of the checkpoint. Where that is not here, LeRobot takes another one by itself.
     """
     devices: list[str] = []
     if torch.cuda.is_available():
@@ -204,17 +205,27 @@ def check_device(wanted: str | None) -> list[Finding]:
     devices.append(f"cpu, {torch.get_num_threads()} threads")
     found = [Finding("device", "ok", "; ".join(devices))]
     if wanted is not None:
-        kind = torch.device(wanted).type
-        is_here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
-        if not is_here:
+        if not _is_here(wanted):
             text = f"the policy asks for {wanted}, which is not here"
             found.append(Finding("device", "failure", text, "--policy.device=cpu, or a PyTorch build with it"))
-        elif kind == "cpu" and len(devices) > 1:
+        elif saved is not None and not _is_here(saved):
+            text = f"the checkpoint was saved for {saved}, which is not here: LeRobot takes {wanted} instead"
+            advice = "is it fast enough? See latency below; or a PyTorch build with it"
+            found.append(Finding("device", "warning", text, advice))
+        elif wanted == "cpu" and len(devices) > 1:
             text = "the policy runs on the CPU, and there is an accelerator"
             found.append(
                 Finding("device", "warning", text, f"--policy.device={devices[0].split(':')[0].split(',')[0]}")
             )
     return found
+
+
+def _is_here(device: str) -> bool:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:  # no device at all: a typing error
+        return False
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
 
 
 # ------------------------------------------------------------------------------------------------- policy and robot

@@ -257,15 +257,22 @@ def _reading(result: OpenLoopResult) -> str:
     shared = " that all of these policies execute" if len(result.policies) > 1 else ""
     return (
         f"Mean absolute error over {window} of each chunk{shared}, in the unit of each joint; the smallest is bold. "
-        "Spread: the standard deviation of the dataset's recorded actions."
+        f"Spread: the standard deviation of the dataset's recorded actions.{_resting(result)}"
     )
+
+
+def _resting(result: OpenLoopResult) -> str:
+    names = [joint.name for joint, rests in zip(result.joints, result.is_resting, strict=True) if rests]
+    if not names:
+        return ""
+    return f" Hardly moving in this dataset, and left out of errors in spreads: {', '.join(names)}."
 
 
 def _summary_table(result: OpenLoopResult) -> TableBlock:
     rows: list[list[str]] = []
 
     def add(name: str, window: str, errors: Errors) -> None:
-        relative = errors.relative_error(result.spread)
+        relative = errors.relative_error(result.yardstick)
         mae, mse = errors.mean_absolute_error(), errors.mean_squared_error()
         rows.append([name, window, number(relative), number(mae), number(mse)])
 
@@ -332,7 +339,12 @@ def as_dict(result: OpenLoopResult) -> dict[str, Any]:
         "predictions": result.starts,
         "seed": result.seed,
         "joints": [
-            {"name": joint.name, "unit": joint.unit, "spread": _finite(float(result.spread[i]))}
+            {
+                "name": joint.name,
+                "unit": joint.unit,
+                "spread": _finite(float(result.spread[i])),
+                "is_resting": result.is_resting[i],
+            }
             for i, joint in enumerate(result.joints)
         ],
         "notes": list(result.joints.notes),
@@ -344,16 +356,16 @@ def as_dict(result: OpenLoopResult) -> dict[str, Any]:
                 "n_action_steps": policy.n_action_steps,
                 "episodes_seen_in_training": None if policy.trained_on is None else sorted(policy.trained_on),
                 "verdict": result.verdict(policy),
-                "executed": _errors_dict(policy.executed, result.spread),
-                "whole_chunk": _errors_dict(policy.errors, result.spread),
+                "executed": _errors_dict(policy.executed, result.yardstick),
+                "whole_chunk": _errors_dict(policy.errors, result.yardstick),
                 "episodes": {
-                    str(episode): _errors_dict(errors.first(policy.n_action_steps), result.spread, by_step=False)
+                    str(episode): _errors_dict(errors.first(policy.n_action_steps), result.yardstick, by_step=False)
                     for episode, errors in policy.by_episode.items()
                 },
             }
             for policy in result.policies
         ],
-        "baselines": {name: _errors_dict(result.baseline(name, horizon), result.spread) for name in BASELINES},
+        "baselines": {name: _errors_dict(result.baseline(name, horizon), result.yardstick) for name in BASELINES},
     }
 
 

@@ -61,7 +61,7 @@ def findings(arguments: CheckArguments, policy_path: str | None, overrides: Sequ
         InternVLAError: the command line makes no sense. What is wrong with policy, robot or dataset is a finding.
     """
     from lerobot_internvla.evaluation import readiness
-    from lerobot_internvla.evaluation.loading import load_policy
+    from lerobot_internvla.evaluation.loading import load_policy, saved_device
     from lerobot_internvla.evaluation.readiness import Finding
 
     if arguments.repetitions < 1:
@@ -87,7 +87,8 @@ def findings(arguments: CheckArguments, policy_path: str | None, overrides: Sequ
         return
     config = policy.config
     seconds = time.perf_counter() - started
-    yield from readiness.check_device(config.device)
+    typed = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("--device=")), arguments.device)
+    yield from readiness.check_device(typed or config.device, None if typed else saved_device(policy_path))
     kind = f"{config.type} {config.variant}" if policy.is_ours else config.type
     strictly = ", every weight in its place" if policy.is_ours else " (LeRobot does not check all its weights)"
     yield Finding("checkpoint", "ok", f"{kind}, loaded in {seconds:.1f} s{strictly}")
@@ -144,6 +145,19 @@ def _surroundings(arguments: CheckArguments, around: "list[Surroundings]") -> "I
             yield Finding("dataset", "failure", str(error))
 
 
+def _collect(findings: "Iterator[Finding]") -> "list[Finding]":
+    """All of them; says on a terminal how far it is, because loading a large policy takes minutes."""
+    from rich.console import Console
+
+    found: list[Finding] = []
+    with Console(stderr=True).status("looking at the installation") as status:
+        for finding in findings:
+            found.append(finding)
+            areas = ", ".join(dict.fromkeys(one.area for one in found))
+            status.update(f"looked at: {areas}; going on")
+    return found
+
+
 def _print(found: "Sequence[Finding]") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -195,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and policy_path is None:
         raise InternVLAError(f"{' '.join(overrides)}: which policy? Pass --policy.path=<checkpoint folder or Hub id>.")
     arguments = draccus.parse(CheckArguments, args=parser.filter_path_args("policy", argv))
-    found = list(findings(arguments, policy_path, overrides))
+    found = _collect(findings(arguments, policy_path, overrides))
     failed = any(finding.verdict == "failure" for finding in found)
     if arguments.json:
         print(json.dumps({"ready": not failed, "findings": [finding.as_dict() for finding in found]}, indent=1))

@@ -1,6 +1,7 @@
 """What every command does with an error: its message, without a traceback, and exit code 2."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 
@@ -23,9 +24,18 @@ def says_what_is_wrong[**P](program: str, *others: type[Exception]) -> Callable[
             try:
                 return main(*args, **kwargs)
             except (InternVLAError, *others) as error:
-                print(f"{program}: {error}", file=sys.stderr)
+                print(f"{program}: {_for_people(str(error))}", file=sys.stderr)
                 return 2
 
         return run
 
     return decorate
+
+
+def _for_people(message: str) -> str:
+    """draccus tells a wrong map by an AttributeError of its own code; everything else as it is."""
+    found = re.match(r"`([\w.]+)`: Failed when parsing value='(.*)' into field .* of type dict\[", message)
+    if found is None:
+        return message
+    flag, value = found.groups()
+    return f'--{flag}={value}: expected a map, quoted for the shell: --{flag}=\'{{"<one>": "<other>"}}\'.'

@@ -9,6 +9,7 @@ The robot's computer runs LeRobot's client as it is, through an ssh tunnel (docs
     python -m lerobot.async_inference.robot_client --policy_type=internvla_a1 --chunk_size_threshold=1.0 ...
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
-@says_what_is_wrong("internvla-policy-server")
+@says_what_is_wrong("internvla-policy-server", argparse.ArgumentError, draccus.utils.DecodingError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     try:

@@ -39,7 +39,7 @@ class InternVLAPolicyServerConfig(PolicyServerConfig):
     """LeRobot's settings of its server, and three more.
 
     Raises:
-        InternVLAError: an address that other computers can reach, without ``allow_any_peer``.
+        InternVLAError: an address that other computers can reach, without ``allow_any_peer``; what LeRobot refuses.
     """
 
     # Address to listen on. Other computers reach 127.0.0.1 through an ssh tunnel only.
@@ -50,7 +50,12 @@ class InternVLAPolicyServerConfig(PolicyServerConfig):
     rename_map: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if self.fps <= 0:  # LeRobot divides by it
+            raise InternVLAError(f"--fps={self.fps}: expected the robot's control rate in Hz, more than 0.")
+        try:
+            super().__post_init__()
+        except ValueError as error:  # draccus would hide its text
+            raise InternVLAError(f"The policy server cannot be started so: {error}.") from error
         if not self.allow_any_peer:
             refuse_public_address(self.host, self.port)
 

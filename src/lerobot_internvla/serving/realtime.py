@@ -19,6 +19,7 @@ from lerobot.policies.rtc import RTCProcessor
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from torch import Tensor
 
+from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.model.flow import euler_times
 from lerobot_internvla.model.internvla_a1 import InternVLAA1, Prefill
 
@@ -30,9 +31,18 @@ def make_rtc_processor(rtc_config: RTCConfig | None, num_steps: int) -> RTCProce
 
     One Euler step moves the actions by weight / num_steps of their error, so a weight above num_steps would overshoot
     the target. ``max_guidance_weight`` is lowered to num_steps, and a log line says so.
+
+    Raises:
+        InternVLAError: an execution horizon of no step: nothing would be guided, and nobody told.
     """
     if rtc_config is None or not rtc_config.enabled:
         return None
+    if rtc_config.execution_horizon < 1:
+        raise InternVLAError(
+            f"--inference.rtc.execution_horizon={rtc_config.execution_horizon}: expected control ticks, at least 1 and "
+            "more than inference takes (`internvla-check --policy.path=...` measures that). To queue chunks without "
+            "guidance: --inference.rtc.enabled=false."
+        )
     if rtc_config.max_guidance_weight > num_steps:
         logger.info(
             "RTC: max_guidance_weight %g is lowered to %d, the number of Euler steps; more would overshoot.",
