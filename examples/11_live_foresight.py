@@ -43,8 +43,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         checkpoint, env = sys.argv[1:3] if len(sys.argv) > 2 else (untrained(Path(folder)), "conveyor")
         evaluate(str(checkpoint), env)
-    for what, pattern in (("the scene:", "videos/*/eval_*.mp4"), ("imagined:", "videos/*/pred_*.mp4")):
-        for video in sorted(Path("live_foresight").glob(pattern)):
+    for what, pattern in (("the scene:", "eval_*.mp4"), ("imagined:", "pred_*.mp4")):
+        for video in sorted(Path("live_foresight", "videos", f"{env}_0").glob(pattern)):
             print(what, video)
 
 

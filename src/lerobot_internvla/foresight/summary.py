@@ -94,7 +94,7 @@ class ForesightSummary:
         table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
         table.add_column("camera", no_wrap=True)
         for heading in ("prediction", "copy of now", "reconstruction", "frames", "beats copy"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", overflow="fold")
         for camera in self.cameras:
             style = "green" if camera.prediction_mse < camera.copy_of_now_mse else "red"
             table.add_row(

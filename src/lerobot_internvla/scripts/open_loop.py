@@ -138,7 +138,7 @@ def _print(result: "OpenLoopResult", foresight: "Sequence[Foresight]", written: 
     columns = {policy.name: policy.errors.first(steps).mae() for policy in result.policies}
     columns |= {name: result.baseline(name, steps).mae() for name in BASELINES}
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for i, joint in enumerate(result.joints):
         table.add_row(joint.name, joint.unit, *(number(float(values[i])) for values in columns.values()))
     console = Console()
