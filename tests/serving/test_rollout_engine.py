@@ -82,7 +82,7 @@ def test_other_policies_fall_through_to_the_original():
 def test_an_unusable_observation_reaches_neither_memory_nor_engine(monkeypatch: pytest.MonkeyPatch):
     policy = tiny_policy()
     seen, engine = remembered_by(policy, monkeypatch), engine_of(policy)
-    with pytest.raises(InternVLAError, match="'b.pos' is at nan"):
+    with pytest.raises(InternVLAError, match=r"'b\.pos' is at nan"):
         engine.notify_observation({**observation(), "b.pos": float("nan")})
     assert not seen and not engine._obs_holder
 
