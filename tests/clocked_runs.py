@@ -74,24 +74,23 @@ def start_server(port: int) -> Any:
 
 
 @contextlib.contextmanager
-def running_client(checkpoint: Path, port: int, actions_per_chunk: int) -> Iterator[None]:
+def running_client(checkpoint: Path, port: int, actions_per_chunk: int, **settings: Any) -> Iterator[None]:
     """LeRobot's client as it is, acting until the block ends."""
     from lerobot.async_inference.configs import RobotClientConfig
     from lerobot.async_inference.robot_client import RobotClient
 
-    client = RobotClient(
-        RobotClientConfig(
-            policy_type="internvla_a1",
-            pretrained_name_or_path=str(checkpoint),
-            robot=ClockedRobotConfig(),
-            actions_per_chunk=actions_per_chunk,
-            task=TASK,
-            server_address=f"127.0.0.1:{port}",
-            chunk_size_threshold=1.0,
-            fps=FPS,
-            aggregate_fn_name="latest_only",
-        )
-    )
+    plain: dict[str, Any] = {
+        "policy_type": "internvla_a1",
+        "pretrained_name_or_path": str(checkpoint),
+        "robot": ClockedRobotConfig(),
+        "actions_per_chunk": actions_per_chunk,
+        "task": TASK,
+        "server_address": f"127.0.0.1:{port}",
+        "chunk_size_threshold": 1.0,
+        "fps": FPS,
+        "aggregate_fn_name": "latest_only",
+    }
+    client = RobotClient(RobotClientConfig(**plain | settings))
     assert client.start()
     receiver = threading.Thread(target=client.receive_actions, daemon=True)
     control = threading.Thread(target=client.control_loop, args=(TASK,), daemon=True)

@@ -9,101 +9,35 @@ relative actions:
 - what it plans becomes the absolute target that follows from the state of the very tick that the plan was made at;
 - the robot is sent these targets and nothing else: one after the other, cut where the path cuts, replaced as RTC asks.
 
-The model is a tiny one whose denoiser is replaced by one that knows where it wants to go (``Planner``).
+The model is a tiny one whose denoiser is replaced by one that knows where it wants to go (clocked_planner.py).
 """
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors import safe_open
-from torch import Tensor
 
+from clocked_planner import (
+    CHUNK,
+    EXECUTED,
+    INTERVAL,
+    LAYOUT,
+    REPRESENTATIONS,
+    RTC_FLAGS,
+    Chunk,
+    Planner,
+    check_guidance,
+    check_targets,
+    targets,
+)
 from clocked_runs import free_port, import_async_inference, rollout_flags, running_client, start_server, wait_until
-from clocked_world import FPS, JOINTS, STEPS, Diary, World, state_at
-from lerobot_internvla import InternVLAA1Policy
-from lerobot_internvla.model.internvla_a1 import InternVLAA1
+from clocked_world import FPS, JOINTS, STEPS, Diary, World
 from lerobot_internvla.testing import tiny_dataset
 from stock_commands import last_checkpoint, lerobot_eval, lerobot_rollout, lerobot_train, training_flags
-
-INTERVAL, CHUNK, EXECUTED, HORIZON = 15, 24, 10, 14
-LAYOUT = [
-    f"--policy.chunk_size={CHUNK}",
-    f"--policy.n_action_steps={EXECUTED}",
-    f"--policy.foresight_interval={INTERVAL}",
-    "--policy.num_inference_steps=4",
-]
-REPRESENTATIONS = {
-    "absolute": [],
-    "relative": ["--policy.action_representation=relative", '--policy.absolute_joint_names=["grip"]'],
-}
-
-
-# ---------------------------------------------------------------------------------------------------------- the planner
-
-
-@dataclass
-class Chunk:
-    """One prediction: what the model saw, where it wanted to go, and what left the policy."""
-
-    past: int
-    now: int
-    plan: Tensor
-    """[K, max_action_dim], normalised."""
-    actions: np.ndarray
-    """[K, A], absolute."""
-    left_over: np.ndarray
-    """[S, A]: RTC: what was left of the chunk before, cut to the horizon; empty without guidance."""
-    delay: int
-    """RTC: how many of these the robot was expected to execute meanwhile."""
-
-
-@dataclass
-class Planner:
-    """Replaces the denoiser: whatever the noise, four Euler steps lead to a plan that is different for every chunk."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    _seen: tuple[int, int] = (0, 0)
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        prefill, sample = InternVLAA1.prefill, InternVLAA1Policy._sample
-        planner = self
-
-        def see(self: InternVLAA1, observation: Any, **kwargs: Any) -> Any:
-            ticks = (observation.images[0, :, :, 0, 0, 0] * 255).round().long()
-            assert (ticks == ticks[:1]).all(), "all cameras show the same two moments"
-            planner._seen = (int(ticks[0, 0]), int(ticks[0, 1]))
-            return prefill(self, observation, **kwargs)
-
-        def denoise_step(self: InternVLAA1, prefill: Any, actions: Tensor, time: Tensor) -> Tensor:
-            return (actions - planner.plan(actions.shape)) / time[:, None, None]
-
-        def remember(
-            self: InternVLAA1Policy,
-            batch: Any,
-            prefill: Any,
-            noise: Any,
-            left_over: Tensor | None = None,
-            inference_delay: int = 0,
-        ) -> Tensor:
-            (past, now), plan = planner._seen, planner.plan((1, CHUNK, 32))[0]
-            actions = sample(self, batch, prefill, noise, left_over, inference_delay)
-            left = np.empty((0, len(JOINTS))) if left_over is None else left_over[0].numpy().copy()
-            planner.chunks.append(Chunk(past, now, plan, actions[0].numpy().copy(), left, inference_delay))
-            return actions
-
-        patch.setattr(InternVLAA1, "prefill", see)
-        patch.setattr(InternVLAA1, "denoise_step", denoise_step)
-        patch.setattr(InternVLAA1Policy, "_sample", remember)
-
-    def plan(self, shape: Any) -> Tensor:
-        generator = torch.Generator().manual_seed(len(self.chunks))
-        return 0.3 * torch.randn(tuple(shape[1:]), generator=generator).expand(shape)
 
 
 @pytest.fixture
@@ -138,16 +72,6 @@ def checkpoint(data: Path, flags: list[str], tmp_path_factory: pytest.TempPathFa
     output = tmp_path_factory.mktemp("clocked") / "run"
     lerobot_train(*training_flags(data, output, steps=1), *flags)
     return last_checkpoint(output)
-
-
-def targets(checkpoint: Path, chunk: Chunk) -> np.ndarray:
-    """[K, A], worked out by hand: un-normalise, add the state of the tick that the chunk was planned at."""
-    with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
-        mean, std, is_relative = (
-            file.get_tensor(f"action_space.action_{name}")[: len(JOINTS)] for name in ("mean", "std", "is_relative")
-        )
-    anchor = torch.tensor(state_at(chunk.now)) * is_relative
-    return (chunk.plan[:, : len(JOINTS)] * (std + 1e-6) + mean + anchor).numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------ the paths
@@ -196,13 +120,7 @@ def run_sync(checkpoint: Path, **_: Any) -> None:
 
 
 def run_rtc(checkpoint: Path, **_: Any) -> None:
-    lerobot_rollout(
-        *rollout_flags(checkpoint),
-        "--inference.type=rtc",
-        f"--inference.rtc.execution_horizon={HORIZON}",
-        f"--inference.queue_threshold={CHUNK - 6}",
-        "--strategy.type=base",
-    )
+    lerobot_rollout(*rollout_flags(checkpoint), *RTC_FLAGS, "--strategy.type=base")
 
 
 def run_async(checkpoint: Path, tmp_path: Path, **_: Any) -> None:
@@ -236,8 +154,11 @@ def test_history_targets_and_queue(
     assert len(chunks) >= 3 and any(chunk.now > INTERVAL + path.first_tick for chunk in chunks)
 
     for chunk in chunks:
+        assert chunk.anchor == chunk.now, "pictures and joints of the same tick"
         check_age(chunk, path, diary)
         check_targets(chunk, targets(checkpoint, chunk))
+    if path.run is run_rtc:
+        check_guidance(chunks, lambda chunk: targets(checkpoint, chunk))
     check_commands(chunks, path, diary)
 
 
@@ -249,17 +170,6 @@ def check_age(chunk: Chunk, path: Path_, diary: Diary) -> None:
     ticks = [diary.seen_at[tick] for tick in (chunk.past - 1, chunk.past, chunk.past + 1) if 0 <= tick <= chunk.now]
     tolerance = max([1 / FPS, *np.diff(ticks)])  # a busy computer's ticks are longer
     assert abs(diary.seen_at[chunk.past] - wanted) <= tolerance
-
-
-def check_targets(chunk: Chunk, expected: np.ndarray) -> None:
-    """Exact, but for steps that RTC blends with what was left: they lie between the two, the first ones near it."""
-    blended = len(chunk.left_over)
-    assert blended <= HORIZON
-    np.testing.assert_allclose(chunk.actions[blended:], expected[blended:], rtol=1e-5, atol=1e-5)
-    from_left_over = np.abs(chunk.actions[:blended] - chunk.left_over)
-    from_plan = np.abs(expected[:blended] - chunk.left_over)
-    assert (from_left_over <= from_plan + 1e-5).all()
-    assert (from_left_over[: chunk.delay] <= 0.25 * from_plan[: chunk.delay] + 1e-5).all()
 
 
 def check_commands(chunks: list[Chunk], path: Path_, diary: Diary) -> None:
@@ -285,3 +195,78 @@ def place_of(command: np.ndarray, chunks: list[Chunk]) -> tuple[int, int]:
         if len(same):
             return index, int(same[0])
     raise AssertionError(f"The robot was sent {command}, which is in no chunk.")
+
+
+# ----------------------------------------------------------------------------------------------------- blended commands
+
+
+@dataclass
+class Arrival:
+    """A chunk as it reached LeRobot's client."""
+
+    first_step: int
+    actions: np.ndarray
+    """[K, A]"""
+    sent_before: int
+    """Commands that the robot had got when the client began to blend the chunk in; ``sent_after`` when it was done."""
+    sent_after: int
+
+
+def test_the_client_blends_overlapping_chunks_as_it_is_told(
+    checkpoint: Path, tmp_path: Path, planner: Planner, diary: Diary, monkeypatch: pytest.MonkeyPatch
+):
+    """``--aggregate_fn_name=weighted_average``: 0.3 of what it had for a step and 0.7 of what it gets, chunk by chunk.
+
+    Both are absolute targets in robot units, whatever the network predicts: of differences to the states of two ticks
+    no average would mean anything.
+    """
+    import_async_inference(tmp_path)
+    from lerobot.async_inference.robot_client import RobotClient
+
+    arrivals: list[Arrival] = []
+    stock = RobotClient._aggregate_action_queues
+
+    def watched(self: RobotClient, incoming_actions: list[Any], *args: Any) -> None:
+        before, actions = len(diary.commands), [action.get_action().numpy().copy() for action in incoming_actions]
+        stock(self, incoming_actions, *args)
+        arrivals.append(Arrival(incoming_actions[0].get_timestep(), np.stack(actions), before, len(diary.commands)))
+
+    monkeypatch.setattr(RobotClient, "_aggregate_action_queues", watched)
+    port = free_port()
+    server = start_server(port)
+    with running_client(checkpoint, port, CHUNK, aggregate_fn_name="weighted_average"):
+        wait_until(lambda: len(diary.commands) > 2 * CHUNK)
+    server.stop(None).wait()
+
+    assert len(arrivals) >= 3
+    for arrival, chunk in zip(arrivals, planner.chunks, strict=False):
+        np.testing.assert_array_equal(arrival.actions, chunk.actions)
+        check_targets(chunk, targets(checkpoint, chunk))
+    blends = [place_among_blends(command, index, arrivals) for index, (_, command) in enumerate(diary.commands)]
+    steps, depths = (list(values) for values in zip(*blends, strict=True))
+    assert all(later >= step for step, later in itertools.pairwise(steps)), "one step after the other"
+    assert sum(depth > 1 for depth in depths) > len(depths) / 2, "most steps are blends of several chunks"
+
+
+def place_among_blends(command: np.ndarray, index: int, arrivals: list[Arrival]) -> tuple[int, int]:
+    """The step that the ``index``-th command is for, and of how many chunks it is a blend: all that were there by then.
+
+    LeRobot's client takes a command off its queue in one thread and blends in another. So the command that is on its
+    way while a chunk arrives is of the queue before or after, or once more of the chunk alone.
+    """
+    queue: dict[int, tuple[np.ndarray, int]] = {}
+    found: set[tuple[int, int]] = set()
+    for arrival, following in itertools.zip_longest(arrivals, arrivals[1:]):
+        steps = dict(enumerate(arrival.actions, arrival.first_step))
+        queue = {
+            step: (0.3 * queue[step][0] + 0.7 * action, queue[step][1] + 1) if step in queue else (action, 1)
+            for step, action in steps.items()
+        }
+        candidates: list[tuple[int, np.ndarray, int]] = []
+        if arrival.sent_before <= index and (following is None or index <= following.sent_after):
+            candidates += [(step, target, depth) for step, (target, depth) in queue.items()]
+        if arrival.sent_before <= index <= arrival.sent_after + 1:
+            candidates += [(step, action, 1) for step, action in steps.items()]
+        found |= {(step, depth) for step, target, depth in candidates if np.array_equal(target, command)}
+    assert len(found) == 1, f"command {index} is no blend of the chunks that the client had by then: {found}"
+    return found.pop()
