@@ -56,7 +56,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start_server(port: int) -> Any:
+def start_server(port: int, **settings: Any) -> Any:
     """Our policy server in threads of this process; ``.stop(None).wait()`` ends it."""
     from concurrent import futures
 
@@ -66,7 +66,7 @@ def start_server(port: int) -> Any:
     from lerobot_internvla.serving.policy_server import InternVLAPolicyServer, InternVLAPolicyServerConfig
 
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-    service = InternVLAPolicyServer(InternVLAPolicyServerConfig(port=port, fps=FPS))
+    service = InternVLAPolicyServer(InternVLAPolicyServerConfig(port=port, fps=FPS, **settings))
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(service, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()

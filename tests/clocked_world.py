@@ -39,6 +39,8 @@ class Diary:
 
     seen_at: list[float] = field(default_factory=list)
     """Unix time of every observation; its index is the tick."""
+    connections: int = 0
+    """How often a robot was connected."""
     commands: list[tuple[int, np.ndarray]] = field(default_factory=list)
     """(tick of the last observation before it, joint targets)."""
     before_tick: Callable[[int], None] | None = None
@@ -73,7 +75,13 @@ class World:
 @RobotConfig.register_subclass("clocked")
 @dataclass
 class ClockedRobotConfig(RobotConfig):
-    """Three joints, three cameras."""
+    """Three joints and three cameras, unless told otherwise."""
+
+    joints: list[str] = field(default_factory=lambda: list(JOINTS))
+    """At most as many as ``state_at`` knows."""
+    views: list[str] = field(default_factory=lambda: list(CAMERAS))
+    clock: str = "ticks"
+    """``ticks``: this world's time is the number of observations, as a simulator's. ``real``: it is on the wall."""
 
 
 class ClockedRobot(Robot):
@@ -84,20 +92,22 @@ class ClockedRobot(Robot):
 
     def __init__(self, config: ClockedRobotConfig) -> None:
         super().__init__(config)
-        self.cameras = dict.fromkeys(CAMERAS)
+        self.config = config
+        self.cameras = dict.fromkeys(config.views)
 
     @cached_property
     def observation_features(self) -> dict[str, Any]:
-        return {**self.action_features, **dict.fromkeys(CAMERAS, SIZE)}
+        return {**self.action_features, **dict.fromkeys(self.config.views, SIZE)}
 
     @cached_property
     def action_features(self) -> dict[str, type]:
-        return dict.fromkeys(JOINTS, float)
+        return dict.fromkeys(self.config.joints, float)
 
     is_connected = False
     is_calibrated = True
 
     def connect(self, calibrate: bool = True) -> None:
+        World.diary.connections += 1
         self.is_connected = True
 
     def disconnect(self) -> None:
@@ -110,12 +120,12 @@ class ClockedRobot(Robot):
     def get_observation(self) -> dict[str, Any]:
         diary = World.diary
         tick = diary.tick()
-        joints = dict(zip(JOINTS, state_at(tick).tolist(), strict=True))
-        observation = {**joints, **{name: frame_at(tick) for name in CAMERAS}}
+        joints = dict(zip(self.config.joints, state_at(tick).tolist(), strict=False))
+        observation = {**joints, **{name: frame_at(tick) for name in self.config.views}}
         return observation if diary.changes is None else diary.changes(tick, observation)
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
-        World.diary.command(np.array([action[joint] for joint in JOINTS], dtype=np.float32))
+        World.diary.command(np.array([action[joint] for joint in self.config.joints], dtype=np.float32))
         return action
 
 

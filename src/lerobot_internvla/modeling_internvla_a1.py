@@ -439,28 +439,38 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self.robot = choose_robot(self.rows, robot)
         self.reset()
 
+    def recognise(self, state_dim: int, action_dim: int | None = None) -> None:
+        """Settle which of the robots that the policy knows it drives: by the widths of a robot, unless it was told.
+
+        Raises:
+            InternVLAError: none of its robots has these widths, or several do.
+        """
+        if not self.rows or self.robot is not None:
+            return
+        action, widest = self.config.action_feature, self.config.architecture.max_action_dim
+        if action_dim is None and action is not None and action.shape[0] < widest:
+            action_dim = action.shape[0]  # LeRobot puts an environment's dims there
+        self.robot = choose_robot(self.rows, None, state_dim=state_dim, action_dim=action_dim)
+        logger.info("This policy knows %s; state and action say that this is %s.", ", ".join(self.rows), self.robot)
+
     def _driven(self, batch: dict[str, Any]) -> Any:
         """The action space of the robot at hand, for a batch of one robot (see ``action_space_of``)."""
         if self.rows and self.robot is None:
-            action, widest = self.config.action_feature, self.config.architecture.max_action_dim
-            known = action is not None and action.shape[0] < widest  # LeRobot puts an environment's dims there
-            self.robot = choose_robot(
-                self.rows,
-                None,
-                state_dim=self._state(batch).shape[-1],
-                action_dim=action.shape[0] if known and action is not None else None,
-            )
-            logger.info("This policy knows %s; state and action say that this is %s.", ", ".join(self.rows), self.robot)
+            self.recognise(self._state(batch).shape[-1])
         return self.action_space_of(self.robot)
 
+    def driven_cameras(self) -> dict[str, str]:
+        """Slot -> key of the cameras that must be there: all, but for a robot that has fewer than the policy."""
+        if not self.rows or self.robot is None:
+            return self.camera_slots
+        mine = self.rows[self.robot].embodiment.cameras
+        return {slot: key for slot, key in self.camera_slots.items() if slot in mine}
+
     def _slots_of(self, batch: dict[str, Any]) -> dict[str, str]:
-        """The cameras that must be there: all, but for a robot that has fewer than the policy."""
         if not self.rows or EMBODIMENT_INDEX in batch:
             return self.camera_slots
         self._driven(batch)
-        assert self.robot is not None
-        mine = self.rows[self.robot].embodiment.cameras
-        return {slot: key for slot, key in self.camera_slots.items() if slot in mine}
+        return self.driven_cameras()
 
     def _cameras(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Frames by slot, [B, T, 3, height, width] or [B, 3, height, width], as they came; black where a robot of a

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lerobot_internvla.errors import InternVLAError
 
-from .rollout_engine import RobotView
+from .rollout_engine import RobotView, refuse_missing_cameras
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ POLICY_TYPE = "internvla_a1"
 
 @dataclass
 class InternVLAPolicyServerConfig(PolicyServerConfig):
-    """LeRobot's settings of its server, and three more.
+    """LeRobot's settings of its server, and four more.
 
     Raises:
         InternVLAError: an address that other computers can reach, without ``allow_any_peer``; what LeRobot refuses.
@@ -48,6 +48,8 @@ class InternVLAPolicyServerConfig(PolicyServerConfig):
     allow_any_peer: bool = False
     # The robot's camera keys -> the policy's, as for lerobot-rollout; the client has no such flag.
     rename_map: dict[str, str] = field(default_factory=dict)
+    # Which robot a policy of several drives, as --policy.embodiment for lerobot-rollout; null: told by its dims.
+    embodiment: str | None = None
 
     def __post_init__(self) -> None:
         if self.fps <= 0:  # LeRobot divides by it
@@ -120,14 +122,15 @@ class InternVLAPolicyServer(PolicyServer):
             step = next(s for s in self.preprocessor.steps if isinstance(s, RenameObservationsProcessorStep))
             step.rename_map = {**step.rename_map, **self.config.rename_map}
             self._view = RobotView(self.lerobot_features, step.rename_map, self.policy.config.image_features)
-            missing = sorted(set(self.policy.config.image_features) - set(self._view.cameras.values()))
-            if missing and not self.policy.rows:
-                theirs = [key for key in self.lerobot_features if key.startswith(OBS_IMAGES)]
-                raise InternVLAError(
-                    f"The robot has the cameras {', '.join(theirs) or 'none'}; the policy also needs "
-                    f"{', '.join(missing)}. Name the cameras so on the robot, or start the server with "
-                    f'--rename_map=\'{{"<theirs>": "{missing[0]}"}}\'.'
-                )
+            try:
+                if self.policy.rows and self.config.embodiment is not None:
+                    self.policy.act_as(self.config.embodiment)
+                self.policy.recognise(len(self._view.joints))
+            except InternVLAError as error:
+                raise InternVLAError(f"{error} The flag of this server is --embodiment=<name>.") from None
+            refuse_missing_cameras(
+                self._view, self.policy, 'start the server with --rename_map=\'{{"<theirs>": "{}"}}\'.'
+            )
         return answer
 
     # ------------------------------------------------------------------ observations

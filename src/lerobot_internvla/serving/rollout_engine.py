@@ -4,9 +4,13 @@ LeRobot's RTC engine asks for a chunk every twenty ticks or so and shows the pol
 the model compares it with the frame of half a second before. Its ``notify_observation``, called on every tick by the
 control loop, is therefore wrapped at run time, when a policy of ours is told to run under RTC:
 
-    control loop, every tick    observation -> checked -> frames to ``policy.observe`` with the number of the tick
-                                            -> the engine, with that number as ``observation.control_tick``
-    inference thread            observation -> processors -> ``predict_action_chunk``: past = tick - interval, exactly
+    control loop, every tick    observation -> checked -> frames to ``policy.observe`` with its time in control ticks
+                                            -> the engine, with that time as ``observation.control_tick``
+    inference thread            observation -> processors -> ``predict_action_chunk``: past = that time - interval
+
+A control tick is a frame of the training data: 1 / 30 s of the clock on the wall at 30 fps. So the past is half a
+second ago also where the loop cannot keep its rate. In a simulation that waits for commands (``--robot.clock=ticks``)
+time passes with the ticks and not on the wall, so there every observation is one tick.
 
 Engines with other policies fall through to the original. Two more things of the engine are mended for ours: after a
 reset it would predict once more from the last observation of the episode before, and it says nothing when the policy is
@@ -15,6 +19,7 @@ so late that no action is left.
 
 import functools
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +30,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
 from lerobot_internvla.batch_keys import CONTROL_TICK
+from lerobot_internvla.errors import InternVLAError
 
 from .faults import refuse_unusable_observation
 
@@ -50,6 +56,8 @@ class RobotView:
             theirs.removeprefix(f"{OBS_IMAGES}."): ours for theirs, ours in keys.items() if ours in policy_cameras
         }
         """The robot's name of a camera -> the policy's key."""
+        self.all_cameras = list(keys)
+        """The robot's keys, among them those that the policy has no use for."""
         self.joints: list[str] = list(features[OBS_STATE]["names"]) if OBS_STATE in features else []
 
     def check(self, observation: Mapping[str, Any]) -> None:
@@ -71,12 +79,39 @@ def rename_map_of(preprocessor: Any) -> dict[str, str]:
     )
 
 
+def refuse_missing_cameras(view: RobotView, policy: Any, advice: str) -> None:
+    """Nothing, where the robot has every camera that the policy needs of it.
+
+    Args:
+        advice: how to rename a camera here, with ``{}`` for the policy's name of one that is missing.
+
+    Raises:
+        InternVLAError: with the names of both sides.
+    """
+    missing = sorted(set(policy.driven_cameras().values()) - set(view.cameras.values()))
+    if missing:
+        raise InternVLAError(
+            f"The robot has the cameras {', '.join(view.all_cameras) or 'none'}; the policy also needs "
+            f"{', '.join(missing)}. Name the cameras so on the robot, or {advice.format(missing[0])}"
+        )
+
+
+def waits_for_commands(robot: Any) -> bool:
+    """Whether a robot's world stands still between commands, as a simulated one's may (``--robot.clock=ticks``)."""
+    return getattr(getattr(robot, "config", None), "clock", None) == "ticks"
+
+
 class _Feed:
     """What one engine needs to feed its policy, and to notice that it runs dry."""
 
     def __init__(self, engine: Any) -> None:
         self.view = RobotView(
             engine._hw_features, rename_map_of(engine._preprocessor), engine._policy.config.image_features
+        )
+        commands = [name for name in engine._robot.action_features if name.endswith((".pos", ".vel"))]
+        engine._policy.recognise(len(self.view.joints), len(commands))
+        refuse_missing_cameras(
+            self.view, engine._policy, 'pass --rename_map=\'{{"observation.images.<theirs>": "{}"}}\'.'
         )
         # A copy: the dictionary is shared with the rest of the rollout, which must not record the number.
         engine._hw_features = {
@@ -92,15 +127,20 @@ class _Feed:
                 fps,
                 fps,
             )
+        self._counts_ticks = waits_for_commands(getattr(engine._robot, "inner", engine._robot))
+        self._rate_hz = fps or engine._fps
+        self._begun_s = time.perf_counter()
         self.tick = 0.0
         self.dry_ticks = 0
 
     def observe(self, engine: Any, observation: dict[str, Any]) -> dict[str, Any]:
+        passed = (time.perf_counter() - self._begun_s) * self._rate_hz
         self.view.check(observation)
-        self.tick += 1.0
+        # LeRobot hands the number on as float32: what is remembered and what is asked for must be the same.
+        self.tick = float(np.float32(self.tick + 1 if self._counts_ticks else passed))
         engine._policy.observe(self.view.frames(observation), self.tick)
         self._tell_if_dry(engine)
-        return {**observation, _TICK_NAME: self.tick}  # exact in float32 for six days at 30 Hz
+        return {**observation, _TICK_NAME: self.tick}  # within a tick for six days at 30 Hz
 
     def _tell_if_dry(self, engine: Any) -> None:
         queue = engine.action_queue
