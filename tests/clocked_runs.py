@@ -35,6 +35,23 @@ def rollout_flags(checkpoint: Path) -> list[str]:
     ]
 
 
+def recording(root: Path, episodes: int = 1) -> list[str]:
+    """``--strategy.type=episodic`` into a folder that LeRobot puts a time behind."""
+    return [
+        "--strategy.type=episodic",
+        "--strategy.reset_to_initial_position=false",
+        "--dataset.repo_id=local/rollout_clocked",
+        f"--dataset.root={root}",
+        f"--dataset.num_episodes={episodes}",
+        "--dataset.episode_time_s=60",
+        "--dataset.push_to_hub=false",
+        "--dataset.video=false",
+        f"--dataset.fps={FPS}",
+        f"--dataset.single_task={TASK}",
+        "--play_sounds=false",
+    ]
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 40) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -19,6 +19,7 @@ from clocked_runs import (
     TASK,
     free_port,
     import_async_inference,
+    recording,
     rollout_flags,
     running_client,
     start_server,
@@ -59,22 +60,6 @@ def warnings_of(logger: logging.Logger, patch: pytest.MonkeyPatch) -> list[str]:
 
 def break_at(tick: int, **changes: Any) -> Any:
     return lambda now, observation: {**observation, **changes} if now >= tick else observation
-
-
-def recording(root: Path, episodes: int = 1) -> list[str]:
-    return [
-        "--strategy.type=episodic",
-        "--strategy.reset_to_initial_position=false",
-        "--dataset.repo_id=local/rollout_clocked",
-        f"--dataset.root={root}",
-        f"--dataset.num_episodes={episodes}",
-        "--dataset.episode_time_s=60",
-        "--dataset.push_to_hub=false",
-        "--dataset.video=false",
-        f"--dataset.fps={FPS}",
-        f"--dataset.single_task={TASK}",
-        "--play_sounds=false",
-    ]
 
 
 @pytest.mark.parametrize(
