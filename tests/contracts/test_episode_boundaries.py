@@ -119,8 +119,7 @@ def test_the_second_episode_begins_with_its_own_first_frame(
     young = [(past, now) for past, now in watch.shown if second <= now < second + INTERVAL]
     assert any(past < second for past, _ in watch.shown), "there was an episode before"
     assert young, "the second episode was acted in while it was young"
-    # Under RTC the computer's own pace decides how old half a second is.
-    assert all(past == second or (run is PATHS["lerobot-rollout rtc"] and past > second) for past, _ in young)
+    assert all(past == second for past, _ in young), (second, young)
 
 
 def test_a_client_that_connects_begins_an_episode(checkpoint: Path, tmp_path: Path):
