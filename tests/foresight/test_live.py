@@ -1,5 +1,6 @@
 """Live foresight: shown beside the cameras, dropped rather than waited for, and nothing at all when it is off."""
 
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -150,7 +151,7 @@ def logged(monkeypatch):
 def test_a_rollout_that_displays_data_shows_what_the_policy_imagines(logged):
     from lerobot.rollout.strategies.core import RolloutStrategy
 
-    policy = tiny_policy(tiny_config(cameras=list(CAMERAS), live_foresight=True, n_action_steps=3))
+    policy = tiny_policy(tiny_config(cameras=list(CAMERAS), live_foresight=True, n_action_steps=3, fps=10.0))
     cfg = SimpleNamespace(display_data=True, display_mode="foxglove", display_compressed_images=True)
     context = SimpleNamespace(cfg=cfg)
     batch = {key: value[:1] for key, value in tiny_batch(policy.config, moment="tick").items()}
@@ -164,7 +165,9 @@ def test_a_rollout_that_displays_data_shows_what_the_policy_imagines(logged):
     first = logged[0]
     assert first[0] == threading.current_thread().name and first[2]["elbow"] == 0.5
     assert {"foresight.head", "foresight.left_wrist", "foresight.age_s"} <= set(first[2]), "rerun lays out panes once"
+    assert first[2]["foresight.interval_s"] == pytest.approx(policy.config.interval_frames / policy.config.fps)
     mine = next(entry for entry in logged if entry[0] == "live foresight")
+    assert mine[2]["foresight.interval_s"] == first[2]["foresight.interval_s"], "a line beside the age's"
     assert (mine[1], mine[3], mine[4]) == ("foxglove", None, True)
     last = [entry for entry in logged if "elbow" in entry[2]][-1]
     assert last[2] == {"elbow": 0.6} and last[3] == {"elbow": 1.1}, "the loop's own data pass unchanged"
@@ -179,6 +182,65 @@ def test_a_rollout_that_displays_data_shows_what_the_policy_imagines(logged):
     expected = (images[0, 1] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     assert shown.dtype == np.uint8 and np.abs(shown.astype(int) - expected).max() <= 1
     assert mine[2]["foresight.head"].shape[0] < mine[2]["foresight.head"].shape[1], "without letterbox bars"
+
+
+def test_rerun_shows_cameras_above_their_foresight_and_the_age_by_itself(logged, monkeypatch):
+    """With rerun where it is installed, else with what stands for the few classes of it that are used."""
+    try:
+        import rerun
+    except ImportError:
+        rerun = SimpleNamespace(send_blueprint=None, blueprint=pretended_blueprint())
+        monkeypatch.setitem(sys.modules, "rerun", rerun)
+        monkeypatch.setitem(sys.modules, "rerun.blueprint", rerun.blueprint)
+    from lerobot.rollout.strategies.core import RolloutStrategy
+    from lerobot.utils import rerun_visualization as lerobots
+
+    sent = []
+    monkeypatch.setattr(rerun, "send_blueprint", sent.append)
+    pictures = {f"observation.{name}" for name in ("head", "side", "foresight.head", "foresight.left_wrist")}
+    scalars = {"observation.elbow", "observation.foresight.age_s", "observation.foresight.interval_s"}
+    made = lerobots._build_blueprint(scalars, {"action.elbow"}, pictures)
+    monkeypatch.setattr(lerobots.log_rerun_data, "blueprint", made, raising=False)
+
+    tiny_policy(tiny_config(cameras=list(CAMERAS), live_foresight=True, foresight_interval=5, fps=10.0))
+    for _ in range(2):
+        cfg = SimpleNamespace(display_data=True, display_mode="rerun", display_compressed_images=False)
+        RolloutStrategy._log_telemetry({"elbow": 0.5}, {"elbow": 1.0}, SimpleNamespace(cfg=cfg))
+    (blueprint,) = sent
+    columns, plots = blueprint.root_container.contents
+    assert [[view.name for view in column.contents] for column in columns.contents] == [
+        ["observation.head", "observation.foresight.head"],
+        ["observation.foresight.left_wrist"],
+        ["observation.side"],
+    ], "one above the other; an imagined view without its camera, and a camera that nothing is imagined of, alone"
+    age, observation, action = plots.contents
+    assert age.contents == ["observation.foresight.age_s", "observation.foresight.interval_s"] and "0.5" in age.name
+    assert (observation.contents, action.contents) == (["observation.elbow"], ["action.elbow"])
+
+    monkeypatch.setattr(lerobots.log_rerun_data, "blueprint", None)
+    live.arrange_rerun({"head": "head"}, 0.5)
+    assert len(sent) == 1, "a layout that is not LeRobot's as known is left alone"
+
+
+def pretended_blueprint():
+    class Part:
+        def __init__(self, *contents, **options):
+            self.contents = contents or options.get("contents")
+            self.name = options.get("name")
+
+    class Blueprint:
+        def __init__(self, root, collapse_panels=False):
+            self.root_container = root
+
+    class TimeRangeBoundary:
+        @staticmethod
+        def cursor_relative(seconds=0.0):
+            return seconds
+
+    names = ("Grid", "Vertical", "Horizontal", "Spatial2DView", "TimeSeriesView")
+    parts = {name: type(name, (Part,), {}) for name in names}
+    values = dict.fromkeys(("ScalarAxis", "PlotLegend", "VisibleTimeRange"), Part)
+    return SimpleNamespace(**parts, **values, Blueprint=Blueprint, TimeRangeBoundary=TimeRangeBoundary)
 
 
 def test_a_rollout_without_display_imagines_nothing(logged):

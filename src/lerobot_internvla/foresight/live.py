@@ -5,7 +5,8 @@
 After every chunk the policy's observation is offered to a thread of its own, which imagines the future from it, decodes
 the pictures and hands them to LeRobot's own visualisation (rerun or foxglove), as ``observation.foresight.<slot>``.
 With them comes ``observation.foresight.age_s``: seconds since the observation that they were imagined from. When it
-reaches the foresight interval, the imagined moment is the present, and the picture should look like the camera's.
+reaches ``observation.foresight.interval_s``, the imagined moment is the present, and the picture should look like the
+camera's. In rerun each camera stands above what is imagined of it, and the age has a plot of its own.
 
 The control loop never waits: an offer puts the observation into a place for one and returns; what was there is dropped.
 On a GPU the thread works on a stream of its own, of the lowest priority, after the chunk. It does share the processor,
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from lerobot.utils.constants import OBS_IMAGES
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -191,8 +193,13 @@ def watch(policy: Any) -> LiveForesight:
 
     view = LiveForesight(imagine)
     size = policy.config.architecture.image_tokenizer.image_size
-    nothing_yet = {f"foresight.{slot}": np.full((*size, 3), 128, np.uint8) for slot in policy.camera_slots}
-    _display.enter(view, nothing_yet)
+    grey = np.full((*size, 3), 128, np.uint8)
+    nothing_yet: dict[str, Any] = {f"foresight.{slot}": grey for slot in policy.camera_slots}
+    rate = policy.control_rate_hz
+    if rate is not None:  # unknown: several robots, and it is not said yet which
+        nothing_yet["foresight.interval_s"] = policy.config.interval_frames / rate
+    cameras = {slot: key.removeprefix(f"{OBS_IMAGES}.") for slot, key in policy.camera_slots.items()}
+    _display.enter(view, {**nothing_yet, "foresight.age_s": 0.0}, cameras)
     return view
 
 
@@ -205,17 +212,21 @@ class _Display:
     def __init__(self) -> None:
         self.view: LiveForesight | None = None
         self.first: dict[str, Any] = {}
+        self.cameras: dict[str, str] = {}
 
-    def enter(self, view: LiveForesight, first: dict[str, Any]) -> None:
-        """Show ``view`` from the next call on; ``first`` is shown once, by the loop itself.
+    def enter(self, view: LiveForesight, first: dict[str, Any], cameras: dict[str, str]) -> None:
+        """Show ``view`` from the next call on.
 
-        Rerun lays out its panes by what the very first call shows (LeRobot 0.6.1, ``log_rerun_data``).
+        Args:
+            first: shown once, by the loop itself. Rerun lays out its panes by what the very first call shows (LeRobot
+                0.6.1, ``log_rerun_data``).
+            cameras: slot -> the camera's name.
         """
         from lerobot.rollout.strategies import core, episodic
 
         if self.view is not None:
             self.view.close(timeout_s=0)
-        self.view, self.first = view, first
+        self.view, self.first, self.cameras = view, first, cameras
         for module in (core, episodic):
             stock: Any = getattr(module, "log_visualization_data", None)
             if stock is not None and not hasattr(stock, _MARK):
@@ -229,17 +240,78 @@ class _Display:
             action: dict[str, Any] | None = None,
             compress_images: bool = False,
         ) -> None:
-            if self.first:
-                observation = {**(observation or {}), **self.first, "foresight.age_s": 0.0}
-                self.first = {}
-                if self.view is not None:
-                    self.view.start(
-                        lambda shown: stock(display_mode, observation=shown, compress_images=compress_images)
-                    )
+            first, self.first = self.first, {}
+            if not first:
+                stock(display_mode, observation=observation, action=action, compress_images=compress_images)
+                return
+            interval = {name: value for name, value in first.items() if name == "foresight.interval_s"}
+
+            def show(shown: dict[str, Any]) -> None:
+                stock(display_mode, observation={**shown, **interval}, compress_images=compress_images)
+
+            observation = {**(observation or {}), **first}
             stock(display_mode, observation=observation, action=action, compress_images=compress_images)
+            if display_mode == "rerun":
+                arrange_rerun(self.cameras, first.get("foresight.interval_s"))
+            if self.view is not None:
+                self.view.start(show)
 
         setattr(log_visualization_data, _MARK, True)
         return log_visualization_data
 
 
 _display = _Display()
+
+
+# ------------------------------------------------------------------------------------------------------ rerun's panes
+
+
+SHOWN_S = 20.0
+"""Seconds of the past in the plot of the age."""
+
+
+def arrange_rerun(cameras: Mapping[str, str], interval_s: float | None) -> None:
+    """Rerun's panes again, for a person to compare: LeRobot sorts them by name, the age among the joints.
+
+        head                 | left_wrist                 | right_wrist
+        foresight.head       | foresight.left_wrist       | foresight.right_wrist
+        foresight: seconds old | observation              | action
+
+    The views are those that LeRobot has made. Nothing changes where they are not found: another version of it.
+
+    Args:
+        cameras: slot -> the camera's name.
+        interval_s: how far ahead is imagined; None: unknown.
+    """
+    import rerun
+    import rerun.blueprint as rrb
+    from lerobot.utils.rerun_visualization import log_rerun_data
+
+    made: Any = getattr(log_rerun_data, "blueprint", None)
+    views: list[Any] = list(getattr(getattr(made, "root_container", None), "contents", ()))
+    pictures = {view.name.removeprefix("observation."): view for view in views if isinstance(view, rrb.Spatial2DView)}
+    plots = [view for view in views if isinstance(view, rrb.TimeSeriesView)]
+    companions = {camera: pictures.pop(f"foresight.{slot}", None) for slot, camera in cameras.items()}
+    imagined = {camera: view for camera, view in companions.items() if view is not None}
+    if not imagined or not plots:
+        logger.debug("Rerun's panes are not arranged: LeRobot's layout is %r.", made)
+        return
+    columns = [[pictures.pop(camera), view] if camera in pictures else [view] for camera, view in imagined.items()]
+    columns += [[view] for view in pictures.values()]  # cameras that the policy does not see
+    ages = ["observation.foresight.age_s", "observation.foresight.interval_s"]
+    for plot in plots:
+        plot.contents = [path for path in plot.contents if path not in ages]
+    now = rrb.TimeRangeBoundary.cursor_relative
+    age = rrb.TimeSeriesView(
+        name="foresight: seconds old" + ("" if interval_s is None else f"; at {interval_s:g} (line) it shows now"),
+        contents=ages,
+        axis_y=None if interval_s is None else rrb.ScalarAxis(range=(0.0, 2 * interval_s)),
+        plot_legend=rrb.PlotLegend(visible=False),
+        time_ranges=rrb.VisibleTimeRange("log_time", start=now(seconds=-SHOWN_S), end=now()),
+    )
+    layout = rrb.Vertical(
+        rrb.Horizontal(*(rrb.Vertical(*column) for column in columns)),
+        rrb.Horizontal(age, *plots),
+        row_shares=[5, 2],
+    )
+    rerun.send_blueprint(rrb.Blueprint(layout, collapse_panels=True))
