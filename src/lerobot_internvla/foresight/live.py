@@ -15,6 +15,7 @@ and Python's lock, with the control loop. Without ``live_foresight`` nothing her
 """
 
 import functools
+import importlib
 import logging
 import threading
 import time
@@ -283,10 +284,11 @@ def arrange_rerun(cameras: Mapping[str, str], interval_s: float | None) -> None:
         cameras: slot -> the camera's name.
         interval_s: how far ahead is imagined; None: unknown.
     """
-    import rerun
-    import rerun.blueprint as rrb
     from lerobot.utils.rerun_visualization import log_rerun_data
 
+    # By name: rerun comes with LeRobot's extra "viz" alone, and whoever displays data has it.
+    rerun: Any = importlib.import_module("rerun")
+    rrb: Any = importlib.import_module("rerun.blueprint")
     made: Any = getattr(log_rerun_data, "blueprint", None)
     views: list[Any] = list(getattr(getattr(made, "root_container", None), "contents", ()))
     pictures = {view.name.removeprefix("observation."): view for view in views if isinstance(view, rrb.Spatial2DView)}
