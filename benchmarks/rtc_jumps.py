@@ -186,7 +186,7 @@ def draw(rows: list[Row], samples: list[np.ndarray], traces: list[Trace], names:
     left.axhline(float(np.median([r.within_median for r in rows])), color="black", linestyle=":", label="within chunks")
     left.set_xticks(np.arange(len(delays)) * 5 + 1.5, [f"{delay:g} ms" for delay in delays])
     left.set_xlabel("inference delay")
-    left.set_ylabel("change of an arm's target at a seam")
+    left.set_ylabel("change of an arm's target at a seam, scene units")
     left.legend(fontsize=8)
     joint = 0
     for row, trace in zip(rows, traces, strict=True):
@@ -194,8 +194,8 @@ def draw(rows: list[Row], samples: list[np.ndarray], traces: list[Trace], names:
             right.plot(trace.commands[:, joint], color=COLOURS[row.mode], label=row.mode, linewidth=1.3)
             seams = np.flatnonzero(trace.is_seam)
             right.plot(seams, trace.commands[seams, joint], "o", color=COLOURS[row.mode], markersize=4)
-    right.set_xlabel("tick")
-    right.set_ylabel(f"target of {names[joint]}")
+    right.set_xlabel("tick (0.1 s)")
+    right.set_ylabel(f"target of {names[joint]}, scene units")
     right.set_title(f"one episode, {delays[-1]:g} ms; dots: a chunk begins", fontsize=10)
     right.legend(fontsize=8)
     figure.tight_layout()
@@ -211,7 +211,7 @@ def table(rows: list[Row], policy: InternVLAA1Policy, horizon: int) -> str:
         f"Planar conveyor, {rows[0].episodes} episodes per row, simulated delay, {config.fps:g} Hz, chunks of "
         f"{config.chunk_size}, a new one after {config.n_action_steps}, execution horizon {horizon}, "
         f"{config.num_inference_steps} Euler steps, noise {config.noise_scale:g}, {config.action_representation} "
-        "actions. Jump: largest change of an arm's target in one tick, robot units, where a chunk begins. "
+        "actions. Jump: largest change of an arm's target in one tick, in the scene's units, where a chunk begins. "
         "`cut` is RTC without its guidance. Successes are few episodes: no ranking. "
         "Made by `benchmarks/rtc_jumps.py`.",
         "",
@@ -226,7 +226,7 @@ def table(rows: list[Row], policy: InternVLAA1Policy, horizon: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", required=True, help="checkpoint folder of a policy trained on the conveyor")
     parser.add_argument("--delays_ms", nargs="+", type=float, default=[0, 100, 300])
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--max_ticks", type=int, default=150)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rtc_jumps"), help="without extension")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     policy = InternVLAA1Policy.from_pretrained(arguments.policy)
     policy.config.noise_scale = arguments.noise_scale
     horizon = arguments.horizon or policy.config.n_action_steps
@@ -253,6 +253,7 @@ def main() -> None:
     )
     arguments.output.with_suffix(".md").write_text(table(rows, policy, horizon))
     arguments.output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return rows
 
 
 if __name__ == "__main__":
