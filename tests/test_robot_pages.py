@@ -8,13 +8,16 @@ from pathlib import Path
 import draccus
 import pytest
 from lerobot.configs import parser
+from lerobot.configs.eval import EvalPipelineConfig
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.robots.so_follower import SO101FollowerConfig
 from lerobot.rollout.configs import RolloutConfig
 from lerobot.rollout.inference import RTCInferenceConfig
 from lerobot.scripts.lerobot_record import RecordConfig
+from lerobot.scripts.lerobot_replay import ReplayConfig
 from lerobot.teleoperators.so_leader import SO101LeaderConfig
 
+from lerobot_internvla.scripts.check import CheckArguments
 from lerobot_internvla.testing import tiny_policy
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +95,42 @@ def test_a_server_and_a_client_on_this_computer_move_the_simulated_arms():
     server, robot = printed("09_remote_gpu.py")[-2:]
     assert server.startswith("server: ") and "chunks of 10 actions" in server
     assert int(robot.split()[1]) > 20
+
+
+COMMANDS = {
+    "lerobot-record": RecordConfig,
+    "lerobot-replay": ReplayConfig,
+    "lerobot-train": TrainPipelineConfig,
+    "lerobot-rollout": RolloutConfig,
+    "lerobot-eval": EvalPipelineConfig,
+    "internvla-check": CheckArguments,
+}
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """Commands in the page's blocks of code, those with gaps to fill in left out."""
+    text = (ROOT / page).read_text()
+    lines = [line for block in text.split("```")[1::2] for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if "<" not in line and "..." not in line]
+    return [line for line in words if line and line[0] in COMMANDS and "--help" not in line]
+
+
+@pytest.mark.parametrize(
+    ("page", "at_least"), [("docs/simulated_robots.md", 8), ("README.md", 4), ("docs/evaluation.md", 1)]
+)
+def test_the_commands_of_a_page_are_known_to_the_programs(
+    page: str, at_least: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every flag, and every value that is checked before anything happens."""
+    tried = 0
+    for program, *flags in commands_of(page):
+        config = next((ROOT / flag.partition("=")[2] for flag in flags if flag.startswith("--config_path=")), None)
+        if config is not None and not config.exists():  # of a training that the reader has run
+            continue
+        path = [f"--policy.path={checkpoint}"] if any(f.startswith("--policy.path") for f in flags) else []
+        rest = [flag for flag in flags if not flag.startswith(("--policy.path", "--config_path"))]
+        overrides = [flag for flag in rest if path and flag.startswith("--policy.")]
+        monkeypatch.setattr(sys, "argv", [program, *path, *overrides])
+        draccus.parse(COMMANDS[program], config, args=[flag for flag in rest if flag not in overrides])
+        tried += 1
+    assert tried >= at_least
