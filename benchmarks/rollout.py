@@ -201,14 +201,13 @@ def roll_out(
         run_loop(robot, policy, fps, ticks, watch)
     finally:
         robot.disconnect()
-    history: Any = policy._history
     return {
         "robot": name,
         "latency_ms": latency_ms,
         "fps": fps,
         "cameras": {n: list(s) for n, s in robot.observation_features.items() if isinstance(s, tuple)},
-        "history_frames": history.interval + 1,
-        "history_bytes": history.memory_bytes,
+        "history_frames": len(policy.memory.moments),
+        "history_bytes": policy.memory.frame_bytes,
         **summarise(watch, fps, n_action_steps),
     }
 

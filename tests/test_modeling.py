@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lerobot_internvla import InternVLAA1Config, InternVLAA1Policy, InternVLAError
-from lerobot_internvla.history import FrameHistory
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
 from lerobot_internvla.testing import small_config, tiny_batch, tiny_config, tiny_policy
 
@@ -525,8 +524,7 @@ def test_ticks_between_chunks_do_not_walk_over_all_modules(policy: InternVLAA1Po
 def test_the_history_stores_frames_as_bytes(policy: InternVLAA1Policy):
     for tick in range(9):
         policy.select_action(tick_frames(policy.config, tick))
-    history: FrameHistory = policy._history
-    assert history.memory_bytes == 4 * 3 * 3 * 64 * 64, "interval + 1 frames of three cameras, one byte per value"
+    assert policy.memory.frame_bytes == 4 * 3 * 3 * 64 * 64, "interval + 1 frames of three cameras, one byte per value"
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints

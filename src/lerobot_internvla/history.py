@@ -9,11 +9,14 @@ Frames are a tensor [batch, ...], one row per environment, or a dictionary of su
 that cameras of different sizes need no common shape. They are stored as uint8, a quarter of float32. That is exact for
 every 8-bit camera, also when its frames arrive as value / 255 in [0, 1]; give the frames as the camera made them and
 letterbox afterwards, so that past and present go through the same arithmetic.
+
+What is stored is a ``Moment``: frames, and beside them what somebody worked out from them. Both are forgotten together.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import torch
@@ -23,6 +26,16 @@ from lerobot_internvla.errors import InternVLAError
 
 Frames = Tensor | dict[str, Tensor]
 """uint8 in 0..255 or floating point in [0, 1]; [batch, ...] or camera name -> [batch, ...]."""
+
+
+@dataclass(eq=False)
+class Moment[FramesT: (Tensor, dict[str, Tensor])]:
+    """What was seen at one moment. A moment is equal to itself only: two may look alike."""
+
+    frames: FramesT
+    """uint8; read only, the history keeps the same tensors."""
+    latents: Tensor | None = None
+    """Of these frames, where they have been encoded already (observation_memory.py)."""
 
 
 class FrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
@@ -42,50 +55,62 @@ class FrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
                 "At a low frame rate choose a longer interval."
             )
         self.interval = interval
-        self._frames: deque[FramesT] = deque(maxlen=interval + 1)
+        self._moments: deque[Moment[FramesT]] = deque(maxlen=interval + 1)
 
     def reset(self) -> None:
         """Forget everything; call it when an episode begins. The next batch may have another size."""
-        self._frames.clear()
+        self._moments.clear()
 
-    def push(self, frames: FramesT) -> None:
+    def push(self, frames: FramesT) -> Moment[FramesT]:
         """Remember the frames of this tick. They are copied: the caller may reuse its buffers.
+
+        Returns:
+            the moment as it is remembered.
 
         Raises:
             InternVLAError: other cameras, batch size or resolution than since the last reset, or values that are no
                 images (checked on the first push after a reset only, because reading values back stalls a GPU).
         """
-        if self._frames:
-            _check_same_shapes(frames, self._frames[-1])
+        if self._moments:
+            _check_same_shapes(frames, self._moments[-1].frames)
         else:
             _check_values(frames)
-        self._frames.append(_map(_as_uint8, frames))
+        moment = Moment(_map(_as_uint8, frames))
+        self._moments.append(moment)
+        return moment
 
     def past(self) -> FramesT:
-        """The uint8 frames of ``interval`` ticks before the newest push; the first ones while the episode is younger.
+        """The uint8 frames of ``past_moment``. Read only: the history keeps the same tensors."""
+        return self.past_moment().frames
 
-        Read only: the history keeps the same tensors.
+    def past_moment(self) -> Moment[FramesT]:
+        """The moment ``interval`` ticks before the newest push; the first one while the episode is younger.
 
         Raises:
             InternVLAError: nothing was pushed since the last reset.
         """
-        if not self._frames:
+        if not self._moments:
             raise InternVLAError("The frame history is empty; push the frames of the current tick first.")
         # The ring holds interval + 1 entries, so its oldest is the answer: interval ticks old once the ring is full,
         # the first frame of the episode before.
-        return self._frames[0]
+        return self._moments[0]
+
+    @property
+    def moments(self) -> tuple[Moment[FramesT], ...]:
+        """All that is remembered, oldest first."""
+        return tuple(self._moments)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the stored frames occupy now; at most interval + 1 times one batch of frames."""
-        return sum(_bytes(frames) for frames in self._frames)
+        return bytes_of_frames(self._moments)
 
 
-class _TimedFrames(NamedTuple):
+class _TimedMoment(NamedTuple):
     ordinal: int
     """How many frames were stored before this one since the last reset."""
     timestamp_s: float
-    frames: Frames
+    moment: Moment[Any]
 
 
 class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
@@ -116,7 +141,7 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
         self._kept_s = 2 * interval_s
         self._spacing_s = self._kept_s / (max_frames - 2)
         self._newest_s = float("-inf")
-        self._entries: tuple[_TimedFrames, ...] = ()
+        self._entries: tuple[_TimedMoment, ...] = ()
 
     def reset(self) -> None:
         """Forget everything; call it when an episode begins. The clock may start anew."""
@@ -136,14 +161,14 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
             )
         entries = self._entries
         if entries:
-            _check_same_shapes(frames, entries[-1].frames)
+            _check_same_shapes(frames, entries[-1].moment.frames)
             if timestamp_s - entries[-1].timestamp_s < self._spacing_s:
                 self._newest_s = timestamp_s
                 return
         else:
             _check_values(frames)
         ordinal = entries[-1].ordinal + 1 if entries else 0
-        entries = (*entries, _TimedFrames(ordinal, timestamp_s, _map(_as_uint8, frames)))
+        entries = (*entries, _TimedMoment(ordinal, timestamp_s, Moment(_map(_as_uint8, frames))))
         # Of the frames older than the horizon only the youngest can still be the nearest to an allowed moment.
         horizon_s = timestamp_s - self._kept_s
         expired = sum(entry.timestamp_s <= horizon_s for entry in entries)
@@ -159,7 +184,19 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
             InternVLAError: nothing was pushed since the last reset, or the moment lies so far back that its frames
                 were dropped already.
         """
-        return self._nearest(now_s).frames  # pyright: ignore[reportReturnType]  # the type that push was given
+        return self.past_moment(now_s).frames
+
+    def past_moment(self, now_s: float) -> Moment[FramesT]:
+        """The moment whose frames ``past`` gives.
+
+        Raises:
+            InternVLAError: as ``past``.
+        """
+        return self._nearest(now_s).moment
+
+    def moment_at(self, timestamp_s: float) -> Moment[FramesT] | None:
+        """The moment of exactly this time; None where none was stored then."""
+        return next((entry.moment for entry in self._entries if entry.timestamp_s == timestamp_s), None)
 
     def gap_s(self, now_s: float) -> float:
         """How far in time the frames of ``past(now_s)`` are from the moment asked for; 0 at the start of an episode.
@@ -171,7 +208,7 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
         wanted_s = now_s - self.interval_s
         return 0.0 if found.ordinal == 0 and wanted_s < found.timestamp_s else abs(found.timestamp_s - wanted_s)
 
-    def _nearest(self, now_s: float) -> _TimedFrames:
+    def _nearest(self, now_s: float) -> _TimedMoment:
         entries = self._entries
         if not entries:
             raise InternVLAError("The frame history is empty; push a frame first.")
@@ -189,9 +226,20 @@ class TimedFrameHistory[FramesT: (Tensor, dict[str, Tensor])]:
         return self._newest_s
 
     @property
+    def moments(self) -> tuple[Moment[FramesT], ...]:
+        """All that is remembered, oldest first."""
+        return tuple(entry.moment for entry in self._entries)
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes that the stored frames occupy now; at most max_frames times one batch of frames."""
-        return sum(_bytes(entry.frames) for entry in self._entries)
+        return bytes_of_frames(self.moments)
+
+
+def bytes_of_frames(moments: Iterable[Moment[Any]]) -> int:
+    """What the frames of these moments occupy in memory."""
+    tensors = [tensor for moment in moments for tensor in _named(moment.frames).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _map[FramesT: (Tensor, dict[str, Tensor])](function: Callable[[Tensor], Tensor], frames: FramesT) -> FramesT:
@@ -202,10 +250,6 @@ def _map[FramesT: (Tensor, dict[str, Tensor])](function: Callable[[Tensor], Tens
 
 def _named(frames: Frames) -> dict[str, Tensor]:
     return {"frames": frames} if isinstance(frames, Tensor) else frames
-
-
-def _bytes(frames: Frames) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _named(frames).values())
 
 
 def _as_uint8(frames: Tensor) -> Tensor:

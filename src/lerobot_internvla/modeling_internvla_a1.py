@@ -37,6 +37,7 @@ from .batch_keys import (
     CONTROL_TICK,
     EMBODIMENT_INDEX,
     LATENT_IS_CONTENT,
+    PAST_AND_NOW,
     SOURCE_INDEX,
 )
 from .camera_slots import resolve_camera_slots
@@ -50,7 +51,6 @@ from .conversion.unconverted import refuse_unconverted
 from .data import exact_resume
 from .data.adoption import adopt_metadata, adopt_mixture, build_action_space, log_of_sources, statistics_of_dataset
 from .embodiments.rows import choose_robot, read_rows
-from .history import FrameHistory, TimedFrameHistory
 from .image_tokenizer.factory import find_image_tokenizer
 from .image_tokenizer.protocol import ImageTokenizer
 from .images import content_box, content_mask, letterbox
@@ -58,6 +58,7 @@ from .model.flow import NoiseSeeds, draw_noise_and_time
 from .model.inputs import Observation, Targets
 from .model.internvla_a1 import InternVLAA1, Prefill
 from .model.losses import read_floats
+from .observation_memory import ObservationMemory, PastAndNow, frames_of_now, index_of_now
 from .processor_internvla_a1 import make_internvla_a1_pre_post_processors
 from .publishing.following import follow_lerobot
 from .publishing.lineage import Lineage
@@ -159,7 +160,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
             None if self.mixture is None else log_of_sources(self.mixture, use_foresight=config.use_foresight)
         )
         self._rtc: RTCProcessor | None = None
-        self._told_no_history = self._told_sparse_history = self._told_late_guidance = False
+        self.memory = ObservationMemory()
+        self._told_late_guidance = False
         self._live_foresight = None
         if config.live_foresight:
             from .foresight.live import watch
@@ -416,19 +418,11 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
     # ------------------------------------------------------------------ batch -> values
 
-    def _now(self, frames: int) -> int:
-        """Index of "now" among 1 (now), 2 (past, now) or 3 (past, now, future) frames."""
-        if frames not in (1, 2, 3):
-            raise InternVLAError(
-                f"Got {frames} frames per camera or state; expected 1 (now), 2 (past, now) or 3 (past, now, future)."
-            )
-        return 0 if frames == 1 else 1
-
     def _state(self, batch: dict[str, Any]) -> Tensor:
         if OBS_STATE not in batch:
             raise InternVLAError(f"The batch has no {OBS_STATE!r}. It holds: {', '.join(sorted(batch))}.")
         state = batch[OBS_STATE]
-        return state[:, self._now(state.shape[1])] if state.ndim == 3 else state
+        return state[:, index_of_now(state.shape[1])] if state.ndim == 3 else state
 
     def act_as(self, robot: str) -> None:
         """Drive another of the robots that the policy knows, from the next observation on; forgets the episode.
@@ -667,8 +661,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget queue and history; LeRobot calls it at the start of an episode."""
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
-        self._history: FrameHistory[dict[str, Tensor]] | None = None
-        self._moments: TimedFrameHistory[dict[str, Tensor]] | None = None
+        self.memory.reset()
         self._episode = object()
         self.last_predicted_latents = self._imagined_latents = None
         self._driver: int | None = None
@@ -714,28 +707,19 @@ class InternVLAA1Policy(PreTrainedPolicy):
                 "episode. Call policy.reset() when a rollout begins."
             )
 
-    def _past_and_now(self, cameras: dict[str, Tensor]) -> dict[str, Tensor]:
-        """[B, 2, 3, H, W] per slot (1 frame without foresight), whatever the caller gave."""
-        if not self.config.use_foresight:
-            return {s: f[:, self._now(f.shape[1])][:, None] if f.ndim == 5 else f[:, None] for s, f in cameras.items()}
-        if all(f.ndim == 5 and f.shape[1] >= 2 for f in cameras.values()):
-            return {slot: frames[:, :2] for slot, frames in cameras.items()}
-        if not self._told_no_history:
-            logger.warning(
-                "predict_action_chunk got single frames and does not know when they were taken: the past frame is "
-                "taken to be the current one, as at the start of an episode. select_action keeps the history by "
-                "itself; pass tick= (the moment, in control ticks) to have it kept here, or frames [B, 2, 3, H, W] "
-                "(past, now)."
-            )
-            self._told_no_history = True
-        now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
-        return {slot: torch.stack([frames, frames], dim=1) for slot, frames in now.items()}
-
     def _prefill(self, batch: dict[str, Any], with_foresight: bool) -> Prefill:
-        views = self._views(self._past_and_now(self._cameras(batch)))
-        observation = self._observation(batch, views)
+        cameras, latents = self._cameras(batch), None
+        if self.config.use_foresight:
+            views = self._views(self.memory.pair_up(cameras))
+            seen: PastAndNow | None = batch.get(PAST_AND_NOW)
+            latents = None if seen is None else seen.latents(views, self.model.encode_frames)
+        else:
+            views = self._views({slot: frames[:, None] for slot, frames in frames_of_now(cameras).items()})
         return self.model.prefill(
-            observation, with_foresight=with_foresight, reference_positions=self.config.reference_positions
+            self._observation(batch, views),
+            latents=latents,
+            with_foresight=with_foresight,
+            reference_positions=self.config.reference_positions,
         )
 
     def _sample(
@@ -816,11 +800,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: a tick before that of the frames before; frames of another size.
         """
-        if not self.config.use_foresight:
-            return
-        if self._moments is None:
-            self._moments = TimedFrameHistory(float(self._history_ticks()))
-        self._moments.push(tick, frames)
+        if self.config.use_foresight:
+            self.memory.observe(frames, tick, self._history_ticks())
 
     def _with_past(self, batch: dict[str, Any], tick: float | None) -> dict[str, Any]:
         """The observation with what was seen one interval before ``tick`` beside each frame, where that is known."""
@@ -829,25 +810,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         now = {key: batch[key] for key in self._slots_of(batch).values() if key in batch}
         if tick is None or not self.config.use_foresight or any(frames.ndim != 4 for frames in now.values()):
             return batch
-        if self._moments is None or self._moments.newest_s < tick:
-            self.observe(now, tick)
-        moments = self._moments
-        assert moments is not None
-        past, gap = moments.past(tick), moments.gap_s(tick)
-        if gap > 1 and not self._told_sparse_history:
-            logger.warning(
-                "The past frame is %.1f ticks away from the moment that the model was trained with (%g ticks ago): "
-                "frames arrive too rarely. With LeRobot's robot_client pass --chunk_size_threshold=1.0.",
-                gap,
-                moments.interval_s,
-            )
-            self._told_sparse_history = True
-        pairs = {
-            key: torch.stack([_as_unit(past[key].to(frames.device)), _as_unit(frames)], dim=1)
-            for key, frames in now.items()
-            if key in past
-        }
-        return {**batch, **pairs}
+        seen = self.memory.recall(now, tick, self._history_ticks())
+        return {**batch, **seen.frames(), PAST_AND_NOW: seen}
 
     def _left_over(self, left_over: Tensor | None, batch: dict[str, Any], inference_delay: int) -> Tensor | None:
         """What is left of the chunk before, [1, S, A], where it shall guide the next; S at least 1."""
@@ -951,18 +915,14 @@ class InternVLAA1Policy(PreTrainedPolicy):
         state = self._state(batch)
         if state.device.type == "cpu" or not self._action_queue:
             refuse_unusable_state(state, self._dim_names(batch)[0])
-        if self._history is None:
-            self._history = FrameHistory(self._history_ticks())
-        queue, history = self._action_queue, self._history  # whatever another thread resets meanwhile
+        queue, seen = self._action_queue, None  # this queue, even if another thread resets meanwhile
         if self.config.use_foresight:
-            now = {slot: f if f.ndim == 4 else f[:, self._now(f.shape[1])] for slot, f in cameras.items()}
-            history.push(now)
+            seen = self.memory.push(frames_of_now(cameras), self._history_ticks())
         if not queue:
             self.eval()  # a walk over all modules: not on ticks that only take from the queue
-            if self.config.use_foresight:
-                past = history.past()
-                pairs = {slot: torch.stack([_as_unit(past[slot]), _as_unit(now[slot])], dim=1) for slot in now}
-                batch = {**batch, **{self.camera_slots[slot]: frames for slot, frames in pairs.items()}}
+            if seen is not None:
+                pairs = {self.camera_slots[slot]: frames for slot, frames in seen.frames().items()}
+                batch = {**batch, **pairs, PAST_AND_NOW: seen}
             if self._live_foresight is not None:
                 self._live_foresight.observed(batch)
             with self._autocast():
@@ -997,8 +957,3 @@ class InternVLAA1Policy(PreTrainedPolicy):
             factor = -(-160 // (images.shape[2] // views))
             frames.append(images.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2))
         return torch.cat(frames)[which]
-
-
-def _as_unit(frames: Tensor) -> Tensor:
-    """Frames in [0, 1], float."""
-    return frames.float() / 255 if frames.dtype == torch.uint8 else frames

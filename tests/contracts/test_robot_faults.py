@@ -174,6 +174,6 @@ def test_the_server_survives_faults_of_an_observation(checkpoint: Path, tmp_path
     assert not send(1, **{"grip.pos": math.inf})
     assert send(2)
     assert len(server._predict_action_chunk(server.observation_queue.get())) == 10
-    assert server.policy._moments is not None and server.policy._moments.newest_s == pytest.approx(2)
+    assert server.policy.memory.newest_tick == pytest.approx(2)
     assert send(0), "the clock was set back: the memory begins anew"
-    assert server.policy._moments.newest_s == 0
+    assert server.policy.memory.newest_tick == 0

@@ -308,16 +308,23 @@ class InternVLAA1(nn.Module):
     # ------------------------------------------------------------------ act
 
     def prefill(
-        self, observation: Observation, *, with_foresight: bool = False, reference_positions: bool = False
+        self,
+        observation: Observation,
+        *,
+        latents: Tensor | None = None,
+        with_foresight: bool = False,
+        reference_positions: bool = False,
     ) -> Prefill:
         """Run everything that does not depend on the actions, once per chunk.
 
         Args:
             observation: past and now.
+            latents: what ``encode_frames`` gives for past and now [B, V, 2, C, h, w]; None encodes the frames.
             with_foresight: also compute the foresight block to its end, for ``predict_foresight``.
             reference_positions: see ``embed``.
         """
-        latents = self.encode_frames(observation.images) if self.foresight_head is not None else None
+        if self.foresight_head is not None and latents is None:
+            latents = self.encode_frames(observation.images)
         context = self.embed(observation, latents, reference_positions=reference_positions)
         needs_output = [with_foresight and block.name == "foresight" for block in context.blocks]
         out, cache = self.mixture(context.hidden, context.blocks, needs_output=needs_output)
