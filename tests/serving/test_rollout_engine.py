@@ -31,7 +31,6 @@ def engine_of(policy: Any, fps: float = 30.0) -> Any:
     engine._policy, engine._preprocessor, engine._postprocessor = policy, pipeline, pipeline
     engine._robot = SimpleNamespace(action_features=dict.fromkeys(JOINTS, float))
     engine._hw_features, engine._fps = hw_to_dataset_features(ROBOT, "observation"), fps
-    engine._robot = SimpleNamespace(action_features=dict.fromkeys(JOINTS, float))
     engine._obs_lock, engine._obs_holder, engine._action_queue = threading.Lock(), {}, None
     return engine
 
