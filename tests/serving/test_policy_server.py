@@ -1,11 +1,19 @@
-"""Where the policy server listens, and what it says without grpc."""
+"""Where the policy server listens, what it says without grpc, and what it does otherwise than LeRobot's."""
 
 import builtins
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from lerobot.policies import make_pre_post_processors
+from lerobot.utils.feature_utils import hw_to_dataset_features
 
+from lerobot_internvla import InternVLAError
 from lerobot_internvla.scripts.policy_server import main
+from lerobot_internvla.testing import tiny_policy
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +66,73 @@ def test_a_missing_grpc_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(builtins, "__import__", without)
     assert main([]) == 2
     assert "lerobot_policy_internvla_a1[async]" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------- one robot, no network
+
+JOINTS = ("a.pos", "b.pos", "c.pos", "grip.pos")
+SIZE = (90, 120, 3)
+"""Of the robot's one camera, ``top``; the policy was trained on 48 x 64."""
+
+
+def serve(folder: Path, **settings: Any) -> Any:
+    """A server that a client has told which policy to load."""
+    pytest.importorskip("grpc")
+    from lerobot.async_inference.helpers import RemotePolicyConfig
+
+    from lerobot_internvla.serving.policy_server import InternVLAPolicyServer, InternVLAPolicyServerConfig
+
+    policy = tiny_policy(cameras=["head"], image_size=(48, 64))
+    policy.save_pretrained(folder)
+    for pipeline in make_pre_post_processors(policy.config):
+        pipeline.save_pretrained(folder)
+    features = hw_to_dataset_features({**dict.fromkeys(JOINTS, float), "top": SIZE}, "observation")
+    server: Any = InternVLAPolicyServer(InternVLAPolicyServerConfig(fps=30, **settings))
+    client = SimpleNamespace(peer=lambda: "a robot")
+    server.Ready(None, client)
+    told = RemotePolicyConfig("internvla_a1", str(folder), features, 10)
+    server.SendPolicyInstructions(SimpleNamespace(data=pickle.dumps(told)), client)
+    return server
+
+
+def observation(step: int, picture: int) -> Any:
+    """The arm rests; the picture does not."""
+    from lerobot.async_inference.helpers import TimedObservation
+
+    joints = dict.fromkeys(JOINTS, 0.25)
+    return TimedObservation(step / 30, step, {**joints, "top": np.full(SIZE, picture, np.uint8), "task": "wait"})
+
+
+HEAD = {"observation.images.top": "observation.images.head"}
+
+
+def test_a_world_that_moves_around_a_resting_arm_is_seen(tmp_path: Path):
+    """LeRobot drops observations whose joints have moved by less than 1; for other policies it still does."""
+    server = serve(tmp_path / "policy", rename_map=HEAD)
+    assert server._enqueue_observation(observation(0, 0))
+    server._predict_action_chunk(server.observation_queue.get())
+    server.last_processed_obs = observation(0, 0)
+    assert server._enqueue_observation(observation(1, 200))
+    assert server._obs_sanity_checks(observation(2, 90), observation(1, 200))
+    server._view = None
+    server.policy.config.input_features = {}
+    assert not server._obs_sanity_checks(observation(2, 90), observation(1, 200))
+
+
+def test_pictures_reach_the_policy_as_the_camera_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """LeRobot stretches them to the size of the training data; the policy letterboxes, as in training."""
+    server = serve(tmp_path / "policy", rename_map=HEAD)
+    shown: list[Any] = []
+    stock = server.policy.predict_action_chunk
+    monkeypatch.setattr(
+        server.policy, "predict_action_chunk", lambda batch, **kw: (shown.append(batch), stock(batch, **kw))[1]
+    )
+    server._enqueue_observation(observation(0, 51))
+    assert len(server._predict_action_chunk(server.observation_queue.get())) == 10
+    picture = shown[0]["observation.images.head"]
+    assert picture.shape[-2:] == SIZE[:2] and float(picture.max()) == pytest.approx(51 / 255)
+
+
+def test_cameras_of_other_names_are_told_with_the_flag_that_renames_them(tmp_path: Path):
+    with pytest.raises(InternVLAError, match=r"observation.images.head.*--rename_map="):
+        serve(tmp_path / "policy")
