@@ -132,7 +132,7 @@ class Simulation:
         self._is_over = True
         self.endings[ending or "out of time"] += 1
         logger.info(
-            "Episode %d (%s, belt %.2f/s): %s after %.1f s; %d of %d succeeded",
+            "Episode %d (%s, belt %.2f lengths/s): %s after %.1f s; %d of %d succeeded",
             self.number,
             self.world.instruction.text,
             self.world.belt_speed,

@@ -40,7 +40,7 @@ def compose(world: World, fps: int, height: int, large: View, small: Sequence[tu
         frame[row * little : (row + 1) * little, big:] = view(little)
         corners = (big, row * little), (big + little - 1, (row + 1) * little - 1)
         cv2.rectangle(frame, *corners, colour, max(height // 160, 1))
-    text = f"{world.instruction.text}    belt {world.belt_speed:.2f}/s    {world.steps / fps:.1f} s"
+    text = f"{world.instruction.text}    belt {world.belt_speed:.2f} lengths/s    {world.steps / fps:.1f} s"
     corner = (caption // 3, height - caption // 3)
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, height / 800, 1)
     scale = height / 800 * min(1.0, (frame.shape[1] - 2 * corner[0]) / width)
