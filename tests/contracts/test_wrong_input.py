@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lerobot_internvla import InternVLAA1Config, InternVLAA1Policy, InternVLAError
 from lerobot_internvla.testing import small_config, tiny_batch, tiny_config, tiny_dataset, tiny_policy
-from stock_commands import lerobot_eval, lerobot_train, training_flags
+from stock_commands import lerobot_eval, lerobot_rollout, lerobot_train, training_flags
 
 
 def told(act: Callable[[], Any], *parts: str) -> str:
@@ -330,3 +330,51 @@ def test_training_on_what_is_not_there(flags: list[str], parts: list[str], datas
     usual = [f for f in training_flags(dataset.root, tmp_path / "run", steps=1) if f.partition("=")[0] not in named]
     told(lambda: lerobot_train(*usual, *given), *parts)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- on the robot
+
+
+@pytest.fixture(scope="module")
+def conveyor_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conveyor") / "policy"
+    tiny_policy(state_dim=6, action_dim=6, fps=10.0).save_pretrained(folder)
+    return folder
+
+
+def roll_out(policy: Path, *flags: str) -> None:
+    usual = ("--robot.type=conveyor", "--task=x", "--fps=10", "--duration=1", "--device=cpu")
+    lerobot_rollout(f"--policy.path={policy}", *usual, "--return_to_initial_position=false", *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--robot.task=trian"], ["unknown task 'trian', known are train", "--robot.task"]),
+        (["--robot.belt_speed=[0.5,0.2]"], ["(0.5, 0.2)", "0 < slowest <= fastest <= 1"]),
+        (["--robot.instruction=fetch"], ["'fetch' is not an instruction", "red parcel, left arm to left bin"]),
+        (["--inference.type=rtc", "--inference.rtc.execution_horizon=0"], ["execution_horizon=0", "at least 1"]),
+        (["--policy.n_action_steps=100"], ["n_action_steps=100 is larger than chunk_size=10"]),
+        (
+            ['--rename_map={"observation.images.head": "observation.images.top"}'],
+            ["Missing cameras: observation.images.head", "observation.images.top", "--rename_map"],
+        ),
+    ],
+)
+def test_a_rollout_that_cannot_work_says_why(
+    flags: list[str], parts: list[str], conveyor_policy: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Some are found while the command line is read, some before the robot connects, none after it has moved."""
+    with pytest.raises((InternVLAError, SystemExit)) as ended:
+        roll_out(conveyor_policy, *flags)
+    said = str(ended.value) + capsys.readouterr().err
+    assert not [part for part in parts if part not in said], said
+
+
+def test_a_policy_of_another_robot_says_so_before_anything_moves(policy: InternVLAA1Policy, checkpoint: Path):
+    told(lambda: roll_out(checkpoint), "4 state dims and 4 action dims", "[1, 6]", "the robot")
+    told(
+        lambda: lerobot_eval(f"--policy.path={checkpoint}", "--env.type=conveyor", "--eval.n_episodes=1"),
+        "saved for 4 action dims, this policy has 6",
+        "take the robot or environment that it was trained for",
+    )
