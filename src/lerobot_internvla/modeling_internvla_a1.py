@@ -663,6 +663,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self.memory.reset()
         self._episode = object()
+        self._first_tick: float | None = None
         self.last_predicted_latents = self._imagined_latents = None
         self._driver: int | None = None
         if self._live_foresight is not None:
@@ -786,7 +787,10 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
         self._rtc = make_rtc_processor(getattr(self.config, "rtc_config", None), self.config.num_inference_steps)
         if self._rtc is not None and self.config.compile_model:
-            # The guided sampler is a loop on the host, so its step is compiled; the sampler itself serves first chunks.
+            # The guided sampler is a loop on the host, so what is compiled is one step. The sampler of first chunks is
+            # to run over the same one: LeRobot warms up with these alone, and nothing is compiled once the robot moves.
+            for name in ("sample_actions", "denoise_step"):
+                self.model.__dict__.pop(name, None)
             self.model.denoise_step = torch.compile(self.model.denoise_step, mode=self.config.compile_mode)
         enter_rtc_engine()
 
@@ -800,6 +804,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         Raises:
             InternVLAError: a tick before that of the frames before; frames of another size.
         """
+        if self._first_tick is None:
+            self._first_tick = tick
         if self.config.use_foresight:
             self.memory.observe(frames, tick, self._history_ticks())
 
@@ -837,6 +843,13 @@ class InternVLAA1Policy(PreTrainedPolicy):
         steps = without_padding(left_over)[: self.config.chunk_size].to(self._state(batch).device)
         return steps[None] if len(steps) else None
 
+    def _refuse_what_is_over(self, batch: dict[str, Any]) -> None:
+        """Under RTC every observation was observed before: one that was not is of the episode before the reset."""
+        if CONTROL_TICK in batch:
+            tick, first = float(batch[CONTROL_TICK].flatten()[0]), self._first_tick
+            if first is None or tick < first:
+                raise InternVLAError("The episode ended before a chunk for it was computed; it is not computed.")
+
     @torch.compiler.disable  # what is worth compiling, the sampler, is compiled by itself (compile_model)
     @torch.no_grad()
     def predict_action_chunk(
@@ -867,6 +880,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
         """
         self.eval()
         episode = self._episode
+        self._refuse_what_is_over(batch)
         refuse_unusable_state(self._state(batch), self._dim_names(batch)[0])
         batch = self._with_past(batch, tick)
         if self._live_foresight is not None:

@@ -12,6 +12,7 @@ from lerobot.rollout.inference.rtc import supports_rtc_inference
 from torch import Tensor
 
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
+from lerobot_internvla.batch_keys import CONTROL_TICK
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
 from lerobot_internvla.serving.realtime import make_rtc_processor, without_padding
 from lerobot_internvla.testing import tiny_batch, tiny_policy
@@ -198,6 +199,27 @@ def test_a_chunk_of_an_episode_that_is_over_is_dropped(monkeypatch: pytest.Monke
     monkeypatch.setattr(InternVLAA1, "prefill", lambda self, o, **k: policy.reset() or stock(self, o, **k))
     with pytest.raises(InternVLAError, match="episode ended"):
         policy.predict_action_chunk(tick(policy))
+
+
+def test_an_observation_of_an_episode_that_is_over_is_not_predicted_from(seen: list[list[int]]):
+    """LeRobot's thread holds one while the control loop resets: it must not become the new episode's first frame."""
+    policy = tiny_policy()
+
+    def notify(moment: int) -> dict[str, Any]:
+        batch = frames_at(policy, moment)
+        policy.observe({key: batch[key] for key in policy.config.image_features}, float(moment))
+        return {**batch, CONTROL_TICK: torch.tensor([[float(moment)]])}
+
+    old = notify(5)
+    policy.predict_action_chunk(old)
+    policy.reset()
+    with pytest.raises(InternVLAError, match="episode ended"):
+        policy.predict_action_chunk(old)
+    new = notify(6)
+    with pytest.raises(InternVLAError, match="episode ended"):
+        policy.predict_action_chunk(old)
+    policy.predict_action_chunk(new)
+    assert seen == [[5, 5], [6, 6]]
 
 
 # -------------------------------------------------------------------------------------------------------- compilation
