@@ -1,6 +1,7 @@
-"""What every command does with an error: its message, without a traceback, and exit code 2."""
+"""What every command says where something is wrong: a message without a traceback, and exit code 2."""
 
 import functools
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -39,3 +40,15 @@ def _for_people(message: str) -> str:
         return message
     flag, value = found.groups()
     return f'--{flag}={value}: expected a map, quoted for the shell: --{flag}=\'{{"<one>": "<other>"}}\'.'
+
+
+def shorten_lerobots_warning_of_torchcodec() -> None:
+    """One line instead of a hundred with ten tracebacks, where FFmpeg's libraries are missing and nothing is wrong."""
+    logging.getLogger("lerobot.utils.import_utils").addFilter(_in_one_line)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    if "'torchcodec' is installed but cannot be loaded" in record.getMessage():
+        record.msg = "torchcodec finds no FFmpeg that it can use; videos are read with PyAV, which is slower."
+        record.args = ()
+    return True
