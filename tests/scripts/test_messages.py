@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from lerobot_internvla.errors import InternVLAError
-from lerobot_internvla.scripts.messages import says_what_is_wrong, shorten_lerobots_warning_of_torchcodec
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 
 def test_an_error_is_its_message_and_exit_code_two(capsys: pytest.CaptureFixture[str]):
@@ -22,7 +22,7 @@ def test_an_error_is_its_message_and_exit_code_two(capsys: pytest.CaptureFixture
 def test_a_hundred_lines_about_ffmpeg_become_one(caplog: pytest.LogCaptureFixture):
     logger = logging.getLogger("lerobot.utils.import_utils")
     before = list(logger.filters)
-    shorten_lerobots_warning_of_torchcodec()
+    says_what_is_wrong("internvla-thing")(lambda: 0)()
     try:
         logger.warning("Traceback\n" * 100 + "'torchcodec' is installed but cannot be loaded (see the error above).")
         logger.warning("two\nlines of something else")

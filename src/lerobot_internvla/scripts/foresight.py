@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import draccus
 
 from lerobot_internvla.errors import InternVLAError
-from lerobot_internvla.scripts.messages import says_what_is_wrong, shorten_lerobots_warning_of_torchcodec
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 if TYPE_CHECKING:
     from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
@@ -201,7 +201,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_scoped_help(ForesightArguments, argv)
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    shorten_lerobots_warning_of_torchcodec()
     policy_path = parser.get_path_arg("policy", argv)
     if policy_path is None:
         raise InternVLAError(

@@ -22,6 +22,8 @@ def says_what_is_wrong[**P](program: str, *others: type[Exception]) -> Callable[
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> int:
+            # A hundred lines with ten tracebacks otherwise, where FFmpeg's libraries are missing and nothing is wrong.
+            logging.getLogger("lerobot.utils.import_utils").addFilter(_torchcodec_in_one_line)
             try:
                 return main(*args, **kwargs)
             except (InternVLAError, *others) as error:
@@ -42,12 +44,7 @@ def _for_people(message: str) -> str:
     return f'--{flag}={value}: expected a map, quoted for the shell: --{flag}=\'{{"<one>": "<other>"}}\'.'
 
 
-def shorten_lerobots_warning_of_torchcodec() -> None:
-    """One line instead of a hundred with ten tracebacks, where FFmpeg's libraries are missing and nothing is wrong."""
-    logging.getLogger("lerobot.utils.import_utils").addFilter(_in_one_line)
-
-
-def _in_one_line(record: logging.LogRecord) -> bool:
+def _torchcodec_in_one_line(record: logging.LogRecord) -> bool:
     if "'torchcodec' is installed but cannot be loaded" in record.getMessage():
         record.msg = "torchcodec finds no FFmpeg that it can use; videos are read with PyAV, which is slower."
         record.args = ()

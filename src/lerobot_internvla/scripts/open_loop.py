@@ -21,7 +21,7 @@ import draccus
 
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.scripts.foresight import DatasetArguments
-from lerobot_internvla.scripts.messages import says_what_is_wrong, shorten_lerobots_warning_of_torchcodec
+from lerobot_internvla.scripts.messages import says_what_is_wrong
 
 if TYPE_CHECKING:
     from lerobot_internvla.evaluation.open_loop import OpenLoopResult
@@ -179,7 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_scoped_help(OpenLoopArguments, argv)
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    shorten_lerobots_warning_of_torchcodec()
     paths = policy_paths(argv)
     if not paths:
         raise InternVLAError(
