@@ -164,7 +164,8 @@ class ObservationMemory:
         if gap > 1 and self._is_news("sparse"):
             logger.warning(
                 "The past frame is %.1f ticks away from the moment that the model was trained with (%g ticks ago): "
-                "frames arrive too rarely. With LeRobot's robot_client pass --chunk_size_threshold=1.0.",
+                "frames arrive too rarely, or a camera was late. With LeRobot's robot_client pass "
+                "--chunk_size_threshold=1.0; otherwise see why the control loop is slow.",
                 gap,
                 history.interval_s,
             )
