@@ -14,6 +14,8 @@ until so many milliseconds have passed. Robots:
 A tick *between* chunks takes its action from the queue; a tick *at* a chunk predicts one. Policy time is measured
 twice: ``select_action`` alone, and with the policy's pre- and postprocessor. The bound, 2 ms between chunks, is on the
 latter. LeRobot's conversion of pictures to floating point belongs to neither, and stands in a column of its own.
+
+A last table (moment_latents.py) has what a chunk costs when the latents of its past are known already.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from typing import Any
 from unittest.mock import patch
 
 import lerobot.rollout.inference.sync as lerobot_sync
+import moment_latents
 import numpy as np
 import torch
 from lerobot.datasets import aggregate_pipeline_dataset_features, create_initial_features
@@ -373,6 +376,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--ticks", type=int, default=120, help="per row, of which the first chunk's warm up")
     parser.add_argument("--n_action_steps", type=int, default=10, help="ticks per chunk")
     parser.add_argument("--threads", type=int, default=1, help="torch's")
+    parser.add_argument("--latents", nargs="*", choices=moment_latents.MODELS, default=list(moment_latents.MODELS))
+    parser.add_argument("--pairs", type=int, default=20, help="of chunks with and without known latents, per model")
     parser.add_argument("--output", type=Path, help="write <output>.json and <output>.md")
     arguments = parser.parse_args(argv)
     if arguments.n_action_steps < 2 or arguments.ticks < 3 * arguments.n_action_steps:
@@ -386,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for latency_ms in arguments.latencies_ms:
             print(f"[{time.strftime('%H:%M:%S')}] {robot}, {latency_ms:g} ms", file=sys.stderr, flush=True)
             rows.append(roll_out(robot, latency_ms, arguments.ticks, n_action_steps=arguments.n_action_steps))
+    latents = moment_latents.measure(arguments.latents, arguments.pairs)
     machine["load_average_at_end"] = [round(load, 2) for load in os.getloadavg()]
     given = sys.argv[1:] if argv is None else argv
     report = {
@@ -393,8 +399,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": machine,
         "threads": arguments.threads,
         "rows": rows,
+        "latents": latents,
     }
-    tables = [loop_table(rows), tick_table(rows), memory_table(rows)]
+    tables = [loop_table(rows), tick_table(rows), memory_table(rows), moment_latents.table_of(latents)]
     write_report("Rollout: the control loop, tick by tick", report, tables, arguments.output)
     return report
 

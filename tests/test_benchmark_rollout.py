@@ -9,7 +9,11 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
 
+import moment_latents
 import rollout
+
+from lerobot_internvla.model.architecture import build_architecture
+from lerobot_internvla.testing import tiny_policy
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,7 @@ def logging_and_threads_as_before():
 def test_rollout_script(tmp_path: Path):
     output = tmp_path / "rollout"
     arguments = ["--robots", "conveyor", "cameras", "--latencies_ms", "0", "150", "--ticks=20", "--n_action_steps=4"]
+    arguments += ["--latents", "tiny", "--pairs=2"]
     report = rollout.main([*arguments, f"--output={output}"])
     assert json.loads(output.with_suffix(".json").read_text())["rows"] == report["rows"]
     assert report["command"].startswith("python benchmarks/rollout.py --robots conveyor")
@@ -43,8 +48,28 @@ def test_rollout_script(tmp_path: Path):
     assert slow["late_ticks"] >= 3, "a chunk of 150 ms delays a loop of 10 Hz"
     assert tiny["history_bytes"] == (5 + 1) * 3 * 64 * 64 * 3
     assert cameras["history_bytes"] == (15 + 1) * 3 * 480 * 640 * 3, "what 3b holds of such cameras, too"
+    (known,) = report["latents"]
+    assert known["model"] == "tiny" and known["latent_bytes"] == 3 * 3 * 48 * 16 * 16 * 4, "of the last three chunks"
     page = output.with_suffix(".md").read_text()
     assert page.startswith("# Rollout") and "44,236,800" in page and "| stand-in, 150 ms |" in page
+
+
+def test_every_second_chunk_finds_the_latents_of_its_past():
+    policy = tiny_policy(moment_latents.configure("tiny", ""))
+    tokenizer, encoded = policy.model.image_tokenizer, []
+    encode = tokenizer.encode
+    tokenizer.encode = lambda images: (encoded.append(len(images)), encode(images))[1]  # pyright: ignore
+    known, unknown = moment_latents.chunk_ms(policy, 3)
+    assert len(known) == len(unknown) == 3
+    assert encoded[-9:] == [3] * 9, "by the moment: one where the past is known, two where it is not"
+    assert len(encoded) == 1 + 2 + 1 + 2 + 1 + 2 + 9
+
+
+def test_shares_are_those_of_performance_md():
+    """3b: 475 GFLOP of the image tokenizer, for past and now, of 2,234 per chunk."""
+    share = moment_latents.share_of_past(build_architecture("3b"))
+    assert share == pytest.approx(475 / 2 / 2234, rel=0.005)
+    assert moment_latents.share_of_past(build_architecture("tiny")) is None
 
 
 def test_the_bound_is_on_policy_time_between_chunks():
