@@ -28,6 +28,7 @@ from threading import Event
 from typing import Any, Literal
 from unittest.mock import patch
 
+import lerobot.rollout.inference.rtc as lerobot_rtc
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
@@ -37,7 +38,6 @@ from lerobot.rollout.inference.factory import RTCInferenceConfig, SyncInferenceC
 from rollout import HISTORY_S, TASK, CameraRobot
 
 from lerobot_internvla import InternVLAA1Policy
-from lerobot_internvla.batch_keys import CONTROL_TICK
 from lerobot_internvla.processor_internvla_a1 import make_internvla_a1_pre_post_processors
 from lerobot_internvla.robots.config_conveyor import ConveyorMujocoRobotConfig, ConveyorRobotConfig
 from lerobot_internvla.testing import tiny_config, tiny_policy
@@ -225,11 +225,9 @@ def run_rollout(case: Case, ticks: int, n_action_steps: int, checkpoint: Path) -
     try:
         strategy.setup(context)
         watch_rollout(context, strategy, trace, ticks)
-        if case.path == "rtc":
-            watch_rtc_engine(context.policy.inference, policy, trace)
-        else:
-            watch_sync_engine(context.policy.inference, policy, trace)
-        strategy.run(context)
+        watch_engine = watch_rtc_engine if case.path == "rtc" else watch_sync_engine
+        with watch_engine(context.policy.inference, policy, trace):
+            strategy.run(context)
     finally:
         strategy.teardown(context)
         if policy._live_foresight is not None:
@@ -259,7 +257,8 @@ def watch_rollout(context: Any, strategy: Any, trace: Trace, ticks: int) -> None
     strategy._log_telemetry = log_telemetry
 
 
-def watch_sync_engine(engine: Any, policy: Any, trace: Trace) -> None:
+@contextlib.contextmanager
+def watch_sync_engine(engine: Any, policy: Any, trace: Trace) -> Iterator[None]:
     """A tick that samples predicts a chunk, and executes the first action of it."""
     sampled = Event()
     policy._sample = after(policy._sample, lambda _: sampled.set())
@@ -275,27 +274,35 @@ def watch_sync_engine(engine: Any, policy: Any, trace: Trace) -> None:
         return action
 
     engine.get_action = get_or_predict
+    yield
 
 
-def watch_rtc_engine(engine: Any, policy: Any, trace: Trace) -> None:
-    """Chunks as the engine's thread computes them, and the tick on which the control loop comes upon a new one."""
+SEEN = "benchmark_seen_s"
+
+
+@contextlib.contextmanager
+def watch_rtc_engine(engine: Any, policy: Any, trace: Trace) -> Iterator[None]:
+    """Chunks as the engine's thread computes them, and the tick on which the control loop comes upon a new one.
+
+    Raises:
+        RuntimeError: chunks failed; the engine logs why and tries again, which is no loop worth measuring.
+    """
     queue = engine.action_queue
     turn = threading.Lock()  # which chunk an action is of must not change while it is taken
-    begun_s = 0.0
-    seen_s = 0.0
+    begun, begun_s, seen_s = 0, 0.0, 0.0
     newest: Chunk | None = None
     get_left_over, get, merge = queue.get_left_over, queue.get, queue.merge
-    predict, notify = policy.predict_action_chunk, engine.notify_observation
+    notify, build_frame = engine.notify_observation, lerobot_rtc.build_dataset_frame
 
     def begin() -> Any:  # the first thing that the thread does for a chunk
-        nonlocal begun_s
-        begun_s = time.perf_counter()
+        nonlocal begun, begun_s
+        begun, begun_s = begun + 1, time.perf_counter()
         return get_left_over()
 
-    def predict_action_chunk(batch: dict[str, Any], **kwargs: Any) -> Any:
+    def build_dataset_frame(features: Any, observation: dict[str, Any], prefix: str) -> Any:
         nonlocal seen_s
-        seen_s = trace.seen_s[int(batch[CONTROL_TICK]) - 1]
-        return predict(batch, **kwargs)
+        seen_s = observation[SEEN]
+        return build_frame(features, observation, prefix)
 
     def merge_chunk(*args: Any, **kwargs: Any) -> None:
         nonlocal newest
@@ -312,12 +319,19 @@ def watch_rtc_engine(engine: Any, policy: Any, trace: Trace) -> None:
         return action
 
     def notify_observation(observation: Any) -> None:
+        observation = {**observation, SEEN: trace.seen_s[-1]}  # it goes with the observation to the engine's thread
         start = time.perf_counter()
         notify(observation)
         trace.notify_ms.append(1e3 * (time.perf_counter() - start))
 
     queue.get_left_over, queue.get, queue.merge = begin, get_action, merge_chunk
-    policy.predict_action_chunk, engine.notify_observation = predict_action_chunk, notify_observation
+    engine.notify_observation = notify_observation
+    with patch.object(lerobot_rtc, "build_dataset_frame", build_dataset_frame):
+        yield
+    if begun > len(trace.chunks) + 1:  # the last one may still be computed
+        raise RuntimeError(
+            f"{begun - len(trace.chunks)} of {begun} chunks failed under RTC; run lerobot-rollout to see."
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # scripts, not a package
 
+import control_loops
 import rollout_paths
 from control_loops import Case, Chunk, StandIn, Trace
 
@@ -34,7 +35,10 @@ def test_the_three_loops(tmp_path: Path):
     for (path, _), row in rows.items():
         # Other processes may slow down anything here, but nothing makes a sleep shorter.
         assert row["chunks"] >= 1 and row["chunk_ms"]["min"] >= 150, path
-        assert row["age_ms"] is None or row["age_ms"]["min"] >= 150, "no action comes before it is computed"
+        if row["age_ms"] is not None:
+            assert row["age_ms"]["min"] >= 150, "no action comes before it is computed"
+            latest = row["chunk_ms"]["max"] + 3 * row["period_ms"]["max"]
+            assert row["age_ms"]["max"] < latest, "seen a tick before at most, used a tick later at most"
         assert row["rate_hz"] < 1.05 * row["fps"]
         assert 10 <= row["ticks"] < 60
     sync, rtc = rows["sync", False], rows["rtc", False]
@@ -75,6 +79,18 @@ def test_what_is_late_dry_and_computed_meanwhile():
     assert row["tick_ms"]["p50"] == row["tick while predicting_ms"]["p50"] == pytest.approx(2)
     with pytest.raises(RuntimeError, match="Raise --ticks"):
         rollout_paths.summarise(Case("conveyor", "rtc"), [trace_of([100, 100])], n_action_steps=2)
+
+
+def test_chunks_that_fail_are_no_measurement(monkeypatch: pytest.MonkeyPatch):
+    from lerobot_internvla import InternVLAA1Policy
+
+    def fail(*args, **kwargs):
+        raise ValueError("out of order")
+
+    monkeypatch.setattr(InternVLAA1Policy, "predict_action_chunk", fail)
+    logging.disable(logging.CRITICAL)
+    with pytest.raises(RuntimeError, match="chunks failed under RTC"):
+        control_loops.run(Case("cameras", "rtc"), ticks=40, n_action_steps=10)
 
 
 def test_a_busy_host_computes_for_as_long():
