@@ -137,6 +137,8 @@ class Trace:
     notify_ms: list[float] = field(default_factory=list)
     """rtc: what ``notify_observation`` took, of which checks and the history of frames are ours."""
     chunks: list[Chunk] = field(default_factory=list)
+    imagined_s: list[float] = field(default_factory=list)
+    """When the live view had imagined what comes."""
 
     def begin(self) -> None:
         self.begun_s.append(time.perf_counter())
@@ -221,6 +223,7 @@ def run_rollout(case: Case, ticks: int, n_action_steps: int, checkpoint: Path) -
     over, trace = Event(), Trace()
     context = build_rollout_context(settings, over)
     policy: Any = context.policy.policy
+    policy.predict_foresight = after(policy.predict_foresight, lambda _: trace.imagined_s.append(time.perf_counter()))
     strategy = create_strategy(settings.strategy)
     try:
         strategy.setup(context)

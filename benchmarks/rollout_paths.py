@@ -73,6 +73,7 @@ def summarise(case: Case, traces: Iterable[Trace], n_action_steps: int) -> dict[
         pool("tick", 1e3 * (done - begun)[~computing])
         pool("tick while predicting", 1e3 * (done - begun)[computing])
         pool("notify", trace.notify_ms[first:])
+        pool("imagined", [when for when in trace.imagined_s if when >= begun[0]])
         chunks = [chunk for chunk in trace.chunks if chunk.begun_s >= begun[0]]
         pool("chunk", [1e3 * (chunk.done_s - chunk.begun_s) for chunk in chunks])
         pool("age", [1e3 * (chunk.used_s - chunk.seen_s) for chunk in chunks if chunk.used_s is not None])
@@ -87,7 +88,8 @@ def summarise(case: Case, traces: Iterable[Trace], n_action_steps: int) -> dict[
         "late_ticks": int((periods > 1.1 * 1e3 / case.fps).sum()),
         "dry_ticks": int(values["dry"].sum()),
         "chunks": len(values["chunk"]),
-        **{f"{name}_ms": percentiles(v) if len(v) else None for name, v in values.items() if name != "dry"},
+        "imagined": len(values["imagined"]),
+        **{f"{n}_ms": percentiles(v) if len(v) else None for n, v in values.items() if n not in ("dry", "imagined")},
     }
 
 
@@ -159,12 +161,13 @@ def thread_table(rows: list[dict[str, Any]]) -> Table:
 def live_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         "Live view: the control loop without display, with LeRobot's, and with imagined frames beside the cameras",
-        ["robot", "policy", "path", "display", "got Hz", "period p95 ms", "max", "late ticks", "tick p50 ms", "p95",
-         "while predicting p50", "p95", "chunk p50", "age p50"],
+        ["robot", "policy", "path", "display", "chunks", "imagined", "got Hz", "period p95 ms", "max", "late ticks",
+         "tick p50 ms", "p95", "while predicting p50", "p95", "chunk p50", "age p50"],
     )  # fmt: skip
     for row in rows:
         table.add(
-            row["robot"], row["policy_name"], row["path"], row["display"], f"{row['rate_hz']:.2f}",
+            row["robot"], row["policy_name"], row["path"], row["display"], row["chunks"], row["imagined"],
+            f"{row['rate_hz']:.2f}",
             *cells(row["period_ms"], "p95", "max"), f"{row['late_ticks']} of {row['ticks']}",
             *cells(row["tick_ms"], "p50", "p95", digits=2),
             *cells(row["tick while predicting_ms"], "p50", "p95", digits=2), *cells(row["chunk_ms"], "p50"),
@@ -172,7 +175,7 @@ def live_table(rows: list[dict[str, Any]]) -> Table:
         )  # fmt: skip
     table.note = (
         "Displayed data go to a file, as rerun's SDK would send them to its viewer; the viewer, another process, is "
-        "not running. The difference between the second and the third row of three is what imagining costs."
+        "not running. imagined: how often the future was. The third row of three less the second is what that costs."
     )
     return table
 
@@ -198,10 +201,9 @@ def draw(case: Case, sync: Trace, rtc: Trace, n_action_steps: int, path: Path) -
         right.text(0.04, 0.93 - 0.08 * line, text, color=COLOURS[name], transform=right.transAxes, fontsize=9.5)
         if name == "sync":
             longest, where = float(periods.max()), int(periods.argmax())
-            beside = (8, 0, "left") if where < 0.7 * count else (-8, 0, "right")
             left.annotate(
-                "the arm waits for its next chunk", (where, longest), beside[:2], textcoords="offset points",
-                ha=beside[2], va="center", color=COLOURS[name], fontsize=9,
+                "the arm waits for its next chunk", (where, longest), (0, 5), textcoords="offset points",
+                ha="left" if where < 0.7 * count else "right", va="bottom", color=COLOURS[name], fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             )  # fmt: skip
         else:

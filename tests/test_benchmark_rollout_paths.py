@@ -71,12 +71,16 @@ def test_what_is_late_dry_and_computed_meanwhile():
     used, dropped = (Chunk(begun[3] - 0.01, begun[3] + 0.001, begun[4] + 0.001) for _ in range(2))
     used.used_s = begun[5]
     trace.chunks = [Chunk(begun[0], begun[0], begun[1], begun[1]), used, dropped]
+    trace.imagined_s = [begun[1], begun[4], begun[5]]
     row = rollout_paths.summarise(Case("conveyor", "rtc"), [trace, trace], n_action_steps=1)
     assert row["ticks"] == 8 and row["period_ms"]["max"] == 150, "from tick 2 on; the last one has no period"
     assert (row["late_ticks"], row["dry_ticks"]) == (2, 2), "109 ms are less than 10 % more than 100"
     assert row["chunks"] == 4 and row["chunk_ms"]["p50"] == pytest.approx(100, abs=0.1)
     assert row["age_ms"]["p50"] == row["age_ms"]["max"] == pytest.approx(260, abs=0.1), "of chunks that were used"
     assert row["tick_ms"]["p50"] == row["tick while predicting_ms"]["p50"] == pytest.approx(2)
+    assert row["imagined"] == 4
+    shown = rollout_paths.live_table([row]).markdown()
+    assert "| conveyor | tiny | rtc | none | 4 | 4 | 8.71 |" in shown
     with pytest.raises(RuntimeError, match="Raise --ticks"):
         rollout_paths.summarise(Case("conveyor", "rtc"), [trace_of([100, 100])], n_action_steps=2)
 
@@ -105,6 +109,13 @@ def test_a_busy_host_computes_for_as_long():
                 InternVLAA1Policy._sample(None)
             assert (len(calls) > 1) == policy.is_host_busy, "an idle host sleeps, a busy one goes on sampling"
     assert str(StandIn()) == "tiny" and str(StandIn(30)) == "stand-in, 30 ms, idle host"
+
+
+def test_the_live_view_imagines_and_the_display_alone_does_not():
+    pytest.importorskip("rerun", reason="the live view needs rerun: LeRobot's extra 'viz'")
+    for display, is_imagined in (("cameras and foresight", True), ("cameras", False)):
+        trace = control_loops.run(Case("cameras", "sync", display=display), ticks=40, n_action_steps=10)
+        assert bool(trace.imagined_s) == is_imagined and len(trace.begun_s) == 40
 
 
 def test_the_live_view_is_compared_with_the_display_alone():

@@ -226,7 +226,7 @@ class _Display:
         from lerobot.rollout.strategies import core, episodic
 
         if self.view is not None:
-            self.view.close(timeout_s=0)
+            self.view.close(timeout_s=0.0)
         self.view, self.first, self.cameras = view, first, cameras
         for module in (core, episodic):
             stock: Any = getattr(module, "log_visualization_data", None)
