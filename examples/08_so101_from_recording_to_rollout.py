@@ -27,6 +27,8 @@ Before the first command:
   move a camera between recording and rollout.
 - Record moving objects at every speed at which they shall be picked, and at every place. Relative actions (what the
   preset trains) need leader and follower in one unit: degrees, LeRobot 0.6.1's default for both.
+- On the robot, commands are kept within the range and speed of an SO arm's joints; for tighter ones, of your table,
+  write a file and add --policy.embodiment=<file>.yaml (docs/robots.md, "Action limits").
 """
 
 import argparse

@@ -74,7 +74,11 @@ def free_port() -> int:
 
 
 def start_server(port: int, **settings: Any) -> Any:
-    """Our policy server in threads of this process; ``.stop(None).wait()`` ends it."""
+    """Our policy server in threads of this process; ``.stop(None).wait()`` ends it.
+
+    Args:
+        settings: of its configuration, beside port and rate.
+    """
     from concurrent import futures
 
     import grpc

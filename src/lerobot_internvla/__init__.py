@@ -31,8 +31,18 @@ def _enter_training() -> None:
         stock_training.install()
 
 
-_enter_training()  # the command imports us after its own modules
-WHEN_CREATED.append(_enter_training)  # a notebook may import us first, and LeRobot's training later
+def _enter_rollout() -> None:
+    """Wrap what lerobot-rollout makes its inference engine with; the same."""
+    if "lerobot.rollout.context" in sys.modules:
+        from .serving import rollout_limits
+
+        rollout_limits.enter_rollout()
+
+
+# The commands import us after their own modules, and a notebook may import us first and LeRobot's training later.
+_enter_training()
+WHEN_CREATED.append(_enter_training)
+WHEN_CREATED.append(_enter_rollout)
 
 __all__ = ["InternVLAA1Config", "InternVLAA1Policy", "InternVLAError", "envs", "robots"]
 

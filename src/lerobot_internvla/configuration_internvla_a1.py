@@ -122,8 +122,13 @@ class InternVLAA1Config(PreTrainedConfig):
     action_feature_names: list[str] | None = None
     state_feature_names: list[str] | None = None
     # Which of the robots of a multi-robot policy this one drives, or is fine-tuned on; a new name adds a robot. null:
-    # the only one that fits. Policies of one robot need none.
+    # the only one that fits. Policies of one robot need none: there it names the preset or YAML file whose limits act.
     embodiment: str | None = None
+    # Limit the commands that lerobot-rollout and the policy server send to the ranges and speeds of the robot's joints,
+    # where an embodiment has them (docs/robots.md). Evaluation in simulation is never limited.
+    limit_actions: bool = True
+    # The robot that a YAML file described to the training of a policy of one robot, written by the program.
+    described_embodiment: dict[str, Any] = field(default_factory=dict)
     # The robots of a policy that was trained on a mixture, written by the program; not a setting.
     embodiments: dict[str, Any] = field(default_factory=dict)
     # What the mixture of a training run consisted of, written by the program; a resumed run compares it.

@@ -1,11 +1,20 @@
 """A drafted file loads, its dataset fits it, and what the metadata cannot tell stays unknown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embodiments.features import Features, camera, numbers, unnamed
-from lerobot_internvla.embodiments.drafting import draft_embodiment
+from lerobot_internvla.embodiments.drafting import (
+    RANGE_MARGIN,
+    SPEED_MARGIN,
+    Recorded,
+    _draft_limits,
+    draft_embodiment,
+)
 from lerobot_internvla.embodiments.matching import match_features
 from lerobot_internvla.embodiments.spec import Embodiment, load_embodiment
 from lerobot_internvla.errors import InternVLAError
@@ -31,6 +40,33 @@ def test_names_cameras_and_relative_dims_come_from_the_dataset(tmp_path: Path):
     assert robot.cameras == {"head": ("top",), "left_wrist": ("wrist",)}
     assert robot.robot_types == ("my_robot",) and robot.fps == 30 and robot.names_are_checked
     assert robot.gripper == "unknown" and "not filled in" in robot.source
+
+
+def test_limits_are_drafted_from_what_was_recorded_and_a_margin(tmp_path: Path):
+    features = {"observation.state": unnamed(4), "action": numbers("lift", "still", "grip", "odd"), **CAMERAS}
+    recorded = Recorded(
+        low=(-98.2, 3.0, 0.0, float("nan")), high=(57.1, 3.0, 1.0, 9.0), fastest=(123.4, 0.0, 20.0, float("nan"))
+    )
+    lift, still, grip, odd = draft(tmp_path, features, recorded={"action": recorded}).action_dims
+    assert lift.range == (-114.0, 73.0) and lift.speed == 186.0
+    assert grip.range == (-0.1, 1.1) and grip.speed == 30.0
+    assert (still.range, still.speed, odd.range, odd.speed) == (None,) * 4, "what never moved, what is no number"
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "TODO review: they know no datasheet" in text and "No speed" not in text
+    unseen = replace(recorded, fastest=None)
+    assert draft(tmp_path, features, recorded={"action": unseen}).action_dims[0].speed is None
+    assert "No speed: the recorded numbers are not on this computer" in (tmp_path / "mine.yaml").read_text()
+    assert all(dim.range is None for dim in draft(tmp_path, features).action_dims)
+
+
+@given(low=st.floats(-1e4, 1e4), width=st.floats(1e-3, 1e4))
+def test_a_drafted_range_holds_what_was_recorded(low: float, width: float):
+    recorded = Recorded(low=(low,), high=(low + width,), fastest=(width,))
+    limits = _draft_limits(recorded, 0)
+    margin = RANGE_MARGIN * (recorded.high[0] - low)
+    assert limits["range"][0] <= low - 0.99 * margin and limits["range"][1] >= low + width + 0.99 * margin
+    assert limits["range"][1] - limits["range"][0] <= 1.25 * width + 1e-9, "and not much more"
+    assert SPEED_MARGIN * width * 0.999 <= limits["speed"] <= SPEED_MARGIN * width * 1.02
 
 
 def test_dims_without_names_are_counted_and_never_relative(tmp_path: Path):

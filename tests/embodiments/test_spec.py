@@ -158,6 +158,50 @@ def test_a_relative_dim_needs_the_same_joint_at_the_same_place_of_the_state(tmp_
         replace(ARM, state=())
 
 
+def test_range_and_speed_of_a_command_are_optional_and_travel_with_the_robot(tmp_path: Path):
+    text = FILE.replace(
+        "{name: shoulder, unit: deg, relative: true}",
+        "{name: shoulder, unit: deg, relative: true, range: [-90, null], speed: 45}",
+    )
+    limited = load(tmp_path, text)
+    shoulder, elbow, _ = limited.action_dims
+    assert (shoulder.range, shoulder.speed, elbow.range, elbow.speed) == ((-90.0, None), 45.0, None, None)
+    assert Embodiment.from_dict(json.loads(json.dumps(limited.to_dict()))) == limited != ARM
+    dims = ARM.to_dict()["action"][0]["dims"]
+    assert all(set(dim) == {"name", "unit", "relative"} for dim in dims), "as before where there are none"
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        ("range: [1, 1]", "range: 1 is not below 1"),
+        ("range: [2, -2]", "range: 2 is not below -2"),
+        ("range: [null, null]", "bounds nothing"),
+        ("range: [0, .nan]", "expected [lowest, highest] for range"),
+        ("range: [.inf, null]", "expected [lowest, highest] for range"),
+        ("range: [0, 1, 2]", "expected [lowest, highest] for range"),
+        ("range: 90", "expected [lowest, highest] for range"),
+        ("range: [yes, 2]", "expected [lowest, highest] for range"),
+        ("speed: 0", "expected a number above 0 for speed"),
+        ("speed: .inf", "expected a number above 0 for speed"),
+        ("speed: fast", "expected a number above 0 for speed"),
+        ("speed: -1, range: [0, 0]", "expected a number above 0 for speed"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_with_their_line(tmp_path: Path, limits: str, problem: str):
+    text = FILE.replace(
+        "{name: elbow, unit: deg, relative: true}", f"{{name: elbow, unit: deg, relative: true, {limits}}}"
+    )
+    with pytest.raises(InternVLAError) as raised:
+        load(tmp_path, text)
+    assert "line 23: action[0].dims[1]" in str(raised.value) and problem in str(raised.value)
+
+
+def test_a_state_has_no_limits(tmp_path: Path):
+    with pytest.raises(InternVLAError, match=r"dims\[1\]\.range: unknown key"):
+        load(tmp_path, FILE.replace("{name: elbow, unit: deg}", "{name: elbow, unit: deg, range: [0, 1]}"))
+
+
 def test_values_made_in_python_are_checked_too():
     with pytest.raises(InternVLAError, match=r"state\[0\]\.dims\[0\]\.relative: unknown key"):
         replace(ARM, state=(Part("observation.state", (Dim("shoulder", "deg", relative=True),)),), action=())

@@ -1,5 +1,6 @@
 """What internvla-check finds: each trouble, by name, before a robot moves."""
 
+from dataclasses import replace
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -88,6 +89,25 @@ def test_a_policy_of_several_robots_is_held_against_the_one_at_hand(robot):
     verdicts, _ = judge(config, readiness.surroundings_of_robot(robot, 10.0))
     assert verdicts == {("cameras", "ok"), ("joints", "ok")}
     assert config.embodiment == "conveyor"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "words"),
+    [
+        ({}, "ok", "commands are limited, preset conveyor: left_x.pos 0..1 scene"),
+        ({"limit_actions": False}, "ok", "not limited: switched off"),
+        ({"embodiment": "so101"}, "failure", "describes a robot with the commands shoulder_pan.pos"),
+        ({"embodiment": "my_conveyer"}, "failure", "Unknown robot 'my_conveyer'"),
+    ],
+)
+def test_which_limits_commands_will_meet(robot, changes, verdict, words):
+    around = readiness.surroundings_of_robot(robot, 10.0)
+    (found,) = readiness.check_limits(policy_config(**changes), around)
+    assert (found.area, found.verdict) == ("limits", verdict) and words in found.text
+    (found,) = readiness.check_limits(policy_config(), replace(around, robot_type="another"))
+    assert found.verdict == "warning" and "no limits are known" in found.text
+    assert "internvla-embodiments new" in found.advice and "--policy.embodiment=" in found.advice
+    assert readiness.check_limits(SimpleNamespace(), around) == [], "another policy"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_policy_and_the_robot_that_it_was_trained_for(run, place):
     assert status == 0 and failures(out) == set()
     found = json.loads(out)["findings"]
     assert json.loads(out)["ready"] is True
-    assert {f["area"] for f in found} >= {"checkpoint", "cameras", "joints", "rate", "latency", "memory"}
+    assert {f["area"] for f in found} >= {"checkpoint", "cameras", "joints", "limits", "rate", "latency", "memory"}
 
 
 def test_a_policy_and_another_robots_dataset(run, place):

@@ -19,6 +19,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot_internvla.action_space import ActionSpace, joint_names, relative_mask_for
 from lerobot_internvla.action_spaces import ActionSpaces
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.embodiments.limits import describe_robot
+from lerobot_internvla.embodiments.matching import dim_names
 from lerobot_internvla.embodiments.rows import Row, build_action_spaces, read_rows, row_of_dataset
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.source_log import SourceLog
@@ -45,7 +47,7 @@ def adopt_metadata(config: InternVLAA1Config, dataset_meta: Any, camera_slots: M
 
     Raises:
         InternVLAError: a frame rate that would change the foresight interval; a robot that is not told, or another one
-            than the checkpoint knows under that name.
+            than the checkpoint knows under that name, or than ``config.embodiment`` names.
     """
     for field, key in (("action_feature_names", ACTION), ("state_feature_names", OBS_STATE)):
         names = joint_names(dataset_meta.features.get(key))
@@ -68,6 +70,9 @@ def adopt_metadata(config: InternVLAA1Config, dataset_meta: Any, camera_slots: M
     if config.embodiments:
         _add_robot(config, dataset_meta, camera_slots)
         config.fps = None  # its row has it: the other robots have their own rates
+    else:
+        action = dataset_meta.features[ACTION]
+        describe_robot(config, dim_names(action), int(action["shape"][0]), str(dataset_meta.repo_id))
 
 
 def _add_robot(config: InternVLAA1Config, dataset_meta: Any, camera_slots: Mapping[str, str]) -> None:

@@ -2,10 +2,14 @@
 
 What the metadata says is filled in: feature keys, widths, names, cameras, rate. What it cannot say is marked and left
 for people: units, the gripper's ends, where the facts come from. The file loads, and its dataset fits it.
+
+Limits of the commands (limits.py) are drafted from what was recorded, with a margin, for people to review.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from lerobot_internvla.camera_slots import resolve_camera_slots, short_name
@@ -16,6 +20,21 @@ from lerobot_internvla.errors import InternVLAError
 STAYS_ABSOLUTE = ("gripper", "vel", "torque", "effort")
 """Parts of names of what the draft does not call relative: an opening, a speed or a force is no offset to the state."""
 
+RANGE_MARGIN = 0.1
+"""Of the recorded range, added at both ends."""
+SPEED_MARGIN = 1.5
+"""Times the largest recorded change."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one action feature of a dataset did, dim by dim, in its own units."""
+
+    low: Sequence[float]
+    high: Sequence[float]
+    fastest: Sequence[float] | None
+    """Largest change from one frame to the next, per second; None where the numbers themselves were not read."""
+
 
 def draft_embodiment(
     name: str,
@@ -25,6 +44,7 @@ def draft_embodiment(
     fps: float,
     dataset: str,
     camera_map: Mapping[str, str] | None = None,
+    recorded: Mapping[str, Recorded] | None = None,
 ) -> str:
     """The text of a YAML file with comments; ``spec.load_embodiment`` reads it.
 
@@ -33,6 +53,7 @@ def draft_embodiment(
         features, robot_type, fps: of the dataset.
         dataset: what the file calls the dataset; no path of this machine, for checkpoints carry it on.
         camera_map: slot -> feature key or short name, where the names of the cameras do not tell.
+        recorded: action feature -> what it did; without it no limits are drafted.
 
     Raises:
         InternVLAError: the cameras cannot be told apart, there are none, or ``name`` is no name.
@@ -55,10 +76,11 @@ def draft_embodiment(
     named = all(dim_names(features[key]) for key in (*state, *action))
     for key, dims in action_dims:
         part: dict[str, Any] = {"key": key, "dims": []}
-        for dim in dims:
+        for index, dim in enumerate(dims):
             same_joint = named and position < len(in_state) and in_state[position] == dim
             may_be = same_joint and not any(word in dim.lower() for word in STAYS_ABSOLUTE)
-            part["dims"].append({"name": dim, "unit": "unknown", "relative": may_be})
+            limits = _draft_limits((recorded or {}).get(key), index)
+            part["dims"].append({"name": dim, "unit": "unknown", "relative": may_be, **limits})
             position += 1
         action_part.append(part)
     data: dict[str, Any] = {
@@ -76,6 +98,28 @@ def draft_embodiment(
     Embodiment.from_dict(data)
     unused += [key for key in cameras if key not in slots.values()]
     return _with_comments(data, dataset, unused)
+
+
+def _draft_limits(recorded: Recorded | None, index: int) -> dict[str, Any]:
+    """``range`` and ``speed`` of one dim; none for what never moved."""
+    if recorded is None:
+        return {}
+    low, high = float(recorded.low[index]), float(recorded.high[index])
+    limits: dict[str, Any] = {}
+    if math.isfinite(low) and math.isfinite(high) and low < high:
+        margin = RANGE_MARGIN * (high - low)
+        limits["range"] = [_outward(low - margin, high - low, -1), _outward(high + margin, high - low, 1)]
+    fastest = 0.0 if recorded.fastest is None else SPEED_MARGIN * float(recorded.fastest[index])
+    if math.isfinite(fastest) and fastest > 0:
+        limits["speed"] = _outward(fastest, fastest, 1)
+    return limits
+
+
+def _outward(value: float, scale: float, side: int) -> float:
+    """Rounded up (side 1) or down (-1) to a hundredth of the power of ten in ``scale``."""
+    digits = 2 - math.floor(math.log10(scale))
+    rounded = side * math.ceil(side * value * 10.0**digits - 1e-9) / 10.0**digits
+    return round(rounded, max(digits, 0)) + 0.0  # no -0.0
 
 
 def _choose_features(features: Features) -> tuple[list[str], list[str], list[str]]:
@@ -123,6 +167,15 @@ def _with_comments(data: dict[str, Any], dataset: str, unused: list[str]) -> str
         "# relative: whether an action may be trained relative to the state; it must be a target for the joint that",
         "#   the state has at the same position. Grippers, velocities and forces stay absolute.",
     ]
+    dims = [dim for part in data["action"] for dim in part["dims"]]
+    if any("range" in dim for dim in dims):
+        lines += [
+            "# range, speed: what commands are limited to on a robot (docs/robots.md). Drafted from what was recorded:",
+            f"#   lowest and highest action, and {RANGE_MARGIN:.0%} of their distance beyond both; largest change from",
+            f"#   frame to frame, times {SPEED_MARGIN:g}. TODO review: they know no datasheet and no table.",
+        ]
+        if not any("speed" in dim for dim in dims):
+            lines.append("#   No speed: the recorded numbers are not on this computer, only their metadata.")
     if unused:
         lines.append(f"# Also in the dataset, not used: {', '.join(unused)}")
     lines += [
@@ -146,8 +199,8 @@ def _with_comments(data: dict[str, Any], dataset: str, unused: list[str]) -> str
         for part in data[kind]:
             lines += [f"  - key: {_quoted(part['key'])}", "    dims:"]
             for dim in part["dims"]:
-                relative = f", relative: {_listed(dim['relative'])}" if "relative" in dim else ""
-                lines.append(f"      - {{name: {_quoted(dim['name'])}, unit: {dim['unit']}{relative}}}")
+                others = [f", {key}: {json.dumps(dim[key])}" for key in ("relative", "range", "speed") if key in dim]
+                lines.append(f"      - {{name: {_quoted(dim['name'])}, unit: {dim['unit']}{''.join(others)}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -210,7 +210,7 @@ def unit_doubts(embodiment: Embodiment, stats: Mapping[str, Mapping[str, Any]] |
     """
     doubts: list[str] = []
     for part in dict.fromkeys((*embodiment.state, *embodiment.action)):
-        ranges = _ranges((stats or {}).get(part.key), len(part.dims))
+        ranges = recorded_ranges((stats or {}).get(part.key), len(part.dims))
         for dim, (low, high) in zip(part.dims, ranges, strict=False):
             largest = max(abs(low), abs(high))
             bounds = re.fullmatch(r"(-?\d+)\.\.(\d+)", dim.unit)
@@ -255,7 +255,7 @@ def _find_part(kind: Any, part: Part, embodiment: Embodiment, features: Features
         return PartFinding(kind, part, width, "-", (problem,))
     if found is None:
         return PartFinding(kind, part, width, "not named", ())
-    ours, theirs = [_plain_joint(name) for name in expected], [_plain_joint(name) for name in found]
+    ours, theirs = [plain_joint(name) for name in expected], [plain_joint(name) for name in found]
     if ours == theirs:
         return PartFinding(kind, part, width, "the same", ())
     if sorted(ours) == sorted(theirs):
@@ -269,7 +269,7 @@ def _find_part(kind: Any, part: Part, embodiment: Embodiment, features: Features
     differing = ", ".join(
         f"dim {i} is {mine!r} here and {theirs_!r} in the dataset"
         for i, (mine, theirs_) in enumerate(zip(expected, found, strict=True))
-        if _plain_joint(mine) != _plain_joint(theirs_)
+        if plain_joint(mine) != plain_joint(theirs_)
     )
     return PartFinding(kind, part, width, "differ", (f"{part.key}: other names, {differing}",))
 
@@ -302,7 +302,8 @@ def _describe(feature: Mapping[str, Any]) -> str:
     return f"{feature.get('dtype')} of shape {tuple(feature.get('shape') or ())}"
 
 
-def _plain_joint(name: str) -> str:
+def plain_joint(name: str) -> str:
+    """A joint's name without what LeRobot's robots and older datasets add to it."""
     return name.lower().removeprefix("main_").removesuffix(".pos")
 
 
@@ -317,7 +318,8 @@ def _only_numbered(names: Sequence[str]) -> bool:
     )
 
 
-def _ranges(stats: Mapping[str, Any] | None, width: int) -> list[tuple[float, float]]:
+def recorded_ranges(stats: Mapping[str, Any] | None, width: int) -> list[tuple[float, float]]:
+    """(lowest, highest) of each dim of a feature, from LeRobot's statistics of it; empty where these do not tell."""
     if stats is None or "min" not in stats or "max" not in stats:
         return []
     low, high = ([float(value) for value in stats[side]] for side in ("min", "max"))

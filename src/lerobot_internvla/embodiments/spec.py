@@ -19,12 +19,14 @@ An embodiment is a YAML file that a person can check against the datasheet (``pr
     action:
       - key: action
         dims:                               # relative: may be trained relative to the state (grippers stay absolute)
-          - {name: shoulder.pos, unit: deg, relative: true}
+          - {name: shoulder.pos, unit: deg, relative: true, range: [-100, 100], speed: 270}
           - {name: gripper.pos, unit: 0..100, relative: false}
 
+``range`` and ``speed`` are optional: what a command may be and how fast it may change (limits.py, docs/robots.md).
 The same form, as JSON, is kept in a checkpoint's config.json.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +74,10 @@ class Dim:
     relative: bool = False
     """Action dims: it may be trained relative to the state, whose dim at the same position is the same joint. False for
     grippers, velocities and every dim of a state."""
+    range: tuple[float | None, float | None] | None = None
+    """Action dims: lowest and highest command, in ``unit``; None is no bound."""
+    speed: float | None = None
+    """Action dims: how fast the command may change, in ``unit`` per second; None is no bound."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +142,27 @@ class Embodiment:
     @property
     def relative_mask(self) -> tuple[bool, ...]:
         """Per action dim, whether it may be relative to the state."""
-        return tuple(dim.relative for part in self.action for dim in part.dims)
+        return tuple(dim.relative for dim in self.action_dims)
+
+    @property
+    def action_dims(self) -> tuple[Dim, ...]:
+        """The dims of all action features, in order."""
+        return tuple(dim for part in self.action for dim in part.dims)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data in the form of the YAML file; ``from_dict`` gives back an equal embodiment."""
 
         def dims(part: Part, is_action: bool) -> list[dict[str, Any]]:
-            shown = [{"name": dim.name, "unit": dim.unit, "relative": dim.relative} for dim in part.dims]
-            for dim in shown:
-                if not is_action and not dim["relative"]:
-                    del dim["relative"]  # a state dim has none; True is kept, to be refused
+            shown: list[dict[str, Any]] = [
+                {"name": dim.name, "unit": dim.unit, "relative": dim.relative} for dim in part.dims
+            ]
+            for entry, dim in zip(shown, part.dims, strict=True):
+                if not is_action and not dim.relative:
+                    del entry["relative"]  # a state dim has none; True is kept, to be refused
+                if dim.range is not None:
+                    entry["range"] = list(dim.range)
+                if dim.speed is not None:
+                    entry["speed"] = dim.speed
             return shown
 
         return {
@@ -248,7 +265,8 @@ def _part_problems(parts: Any, key: str) -> Iterator[tuple[tuple[Step, ...], str
     if not _is_list(parts):
         yield (key,), f"expected a list of features with key and dims, or []; got {parts!r}"
         return
-    known = ("name", "unit", "relative") if key == "action" else ("name", "unit")
+    required = ("name", "unit", "relative") if key == "action" else ("name", "unit")
+    known = (*required, "range", "speed") if key == "action" else required
     keys: set[str] = set()
     names: set[str] = set()
     for index, part in enumerate(parts):
@@ -267,7 +285,7 @@ def _part_problems(parts: Any, key: str) -> Iterator[tuple[tuple[Step, ...], str
             continue
         for position, dim in enumerate(part["dims"]):
             where = (*steps, "dims", position)
-            wrong = list(_key_problems(dim, where, known, known))
+            wrong = list(_key_problems(dim, where, known, required))
             yield from wrong
             if wrong:
                 continue
@@ -281,6 +299,22 @@ def _part_problems(parts: Any, key: str) -> Iterator[tuple[tuple[Step, ...], str
                 yield where, f"unknown unit {dim['unit']!r}{hint}"
             if not isinstance(dim.get("relative", False), bool):
                 yield where, f"expected true or false for relative, got {dim['relative']!r}"
+            for text in _limit_problems(dim):
+                yield where, text
+
+
+def _limit_problems(dim: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a dim's ``range`` and ``speed``, where it has them."""
+    bounds, speed = dim.get("range"), dim.get("speed")
+    if bounds is not None:
+        if not _is_list(bounds) or len(bounds) != 2 or not all(b is None or _is_number(b) for b in bounds):
+            yield f"expected [lowest, highest] for range, either of them null where there is no bound; got {bounds!r}"
+        elif bounds[0] is None and bounds[1] is None:
+            yield "range: [null, null] bounds nothing; leave it out"
+        elif bounds[0] is not None and bounds[1] is not None and not bounds[0] < bounds[1]:
+            yield f"range: {bounds[0]!r} is not below {bounds[1]!r}"
+    if speed is not None and not (_is_number(speed) and speed > 0):
+        yield f"expected a number above 0 for speed, in units per second; got {speed!r}"
 
 
 def _relative_problems(state: Any, action: Any) -> Iterator[tuple[tuple[Step, ...], str]]:
@@ -317,6 +351,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
@@ -330,8 +368,21 @@ def _located(steps: Sequence[Step], text: str) -> str:
 def _build(data: Mapping[str, Any]) -> Embodiment:
     """Plain data without problems -> values."""
 
+    def number(value: Any) -> float | None:
+        return None if value is None else float(value)
+
+    def dim(given: Mapping[str, Any]) -> Dim:
+        bounds = given.get("range")
+        return Dim(
+            name=given["name"],
+            unit=given["unit"],
+            relative=given.get("relative", False),
+            range=None if bounds is None else (number(bounds[0]), number(bounds[1])),
+            speed=number(given.get("speed")),
+        )
+
     def parts(key: str) -> tuple[Part, ...]:
-        return tuple(Part(part["key"], tuple(Dim(**dim) for dim in part["dims"])) for part in data[key])
+        return tuple(Part(part["key"], tuple(dim(given) for given in part["dims"])) for part in data[key])
 
     return Embodiment(
         name=data["name"],

@@ -6,6 +6,7 @@
     checkpoint loads, strictly
     cameras    of the dataset or robot, and the slots they go to
     joints     names, order and widths of state and action
+    limits     what commands will be limited to on a robot, or that they will not
     rate       frames per second, and what the foresight interval makes of them
     latency    measured here: how long the arm waits, and how often
     memory     weights, and what is left on the device
@@ -35,6 +36,8 @@ from packaging.utils import canonicalize_name
 from lerobot_internvla.action_space import joint_names
 from lerobot_internvla.camera_slots import resolve_camera_slots, short_name
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
+from lerobot_internvla.embodiments.limits import find_limits
+from lerobot_internvla.embodiments.matching import plain_joint
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.evaluation.loading import Expected, LoadedPolicy, expected_by
 from lerobot_internvla.foresight.samples import interval_in_frames
@@ -321,9 +324,9 @@ def check_joints(expected: Expected, around: Surroundings) -> list[Finding]:
         elif not names or not given:
             text = f"{side}: {width} dims; not named on both sides, so their order cannot be checked"
             found.append(Finding("joints", "warning", text, "compare the order by hand before the first rollout"))
-        elif [_plain(n) for n in names] == [_plain(n) for n in given]:
+        elif [plain_joint(n) for n in names] == [plain_joint(n) for n in given]:
             found.append(Finding("joints", "ok", f"{side}: {', '.join(given)}"))
-        elif sorted(_plain(n) for n in names) == sorted(_plain(n) for n in given):
+        elif sorted(plain_joint(n) for n in names) == sorted(plain_joint(n) for n in given):
             text = f"{side}: the same joints in another order: {', '.join(given)}; the policy: {', '.join(names)}"
             if side == "action" and around.kind == "robot" and list(names) != list(given) and set(names) == set(given):
                 note = "LeRobot sends actions by name, so the order of actions is put right"
@@ -336,9 +339,25 @@ def check_joints(expected: Expected, around: Surroundings) -> list[Finding]:
     return found
 
 
-def _plain(name: str) -> str:
-    """Robots of LeRobot say "elbow.pos", some datasets "elbow"."""
-    return name.lower().removeprefix("main_").removesuffix(".pos")
+def check_limits(config: Any, around: Surroundings) -> list[Finding]:
+    """Which limits commands will meet on their way to the robot (serving/action_limits.py), for our policies.
+
+    Args:
+        config: of any policy; of one of several robots, as ``expected_here`` left it.
+    """
+    there = around.features.get(ACTION)
+    names = None if there is None else joint_names(there)
+    if not isinstance(config, InternVLAA1Config) or not names:
+        return []
+    try:
+        robot = config.embodiment if config.embodiments else None
+        found = find_limits(config, names, robot=robot, robot_type=around.robot_type)
+    except InternVLAError as error:
+        return [Finding("limits", "failure", str(error))]
+    if found.limits is not None:
+        return [Finding("limits", "ok", f"commands are limited, {found.text}")]
+    verdict = "warning" if found.advice else "ok"
+    return [Finding("limits", verdict, f"commands are not limited: {found.text}", found.advice)]
 
 
 def check_rate(config: Any, trained: float | None, fps: float | None) -> list[Finding]:

@@ -103,6 +103,7 @@ def findings(arguments: CheckArguments, policy_path: str | None, overrides: Sequ
         state_dim, trained = expected.state_dim, expected.fps
         yield from readiness.check_cameras(config, expected, one, arguments.rename_map)
         yield from readiness.check_joints(expected, one)
+        yield from readiness.check_limits(config, one)
     if not around:
         text = "not compared with any robot or dataset"
         yield Finding("cameras", "warning", text, "--robot.type=... as in lerobot-rollout, or --dataset.root=...")

@@ -94,14 +94,18 @@ def overview_markdown() -> str:
 def describe(robot: Embodiment) -> Group:
     """One row per dim of state and action, and what else is known."""
     table = Table(title=f"{robot.name}: {robot.title}", title_justify="left")
-    for heading in ("", "feature", "dim", "name", "unit", "relative"):
-        table.add_column(heading, justify="right" if heading == "dim" else "left")
+    for heading in ("", "feature", "dim", "name", "unit", "relative", "range", "speed"):
+        table.add_column(heading, justify="right" if heading in ("dim", "speed") else "left")
     for kind, parts in (("state", robot.state), ("action", robot.action)):
         position = 0
         for part in parts:
             for dim in part.dims:
                 relative = {True: "yes", False: "no"}[dim.relative] if kind == "action" else ""
-                table.add_row(kind, part.key, str(position), dim.name, dim.unit, relative)
+                limits = ("", "")
+                if kind == "action":
+                    bounds = ["" if bound is None else f"{bound:g}" for bound in dim.range or ()]
+                    limits = ("..".join(bounds) or "-", "-" if dim.speed is None else f"{dim.speed:g}/s")
+                table.add_row(kind, part.key, str(position), dim.name, dim.unit, relative, *limits)
                 position += 1
         table.add_section()
     units = {dim.unit for part in (*robot.state, *robot.action) for dim in part.dims}
@@ -142,9 +146,11 @@ def render_check(meta: "DatasetMeta", robot: Embodiment, found: "Examination") -
 
 def remarks(meta: "DatasetMeta", robot: Embodiment, found: "Examination") -> list[str]:
     """What is no problem for training and may be one for the robot."""
+    from lerobot_internvla.embodiments.limits import beyond_limits
     from lerobot_internvla.embodiments.matching import unit_doubts
 
-    notes = unit_doubts(robot, _statistics(meta))
+    statistics = _statistics(meta)
+    notes = unit_doubts(robot, statistics) + beyond_limits(robot, statistics)
     others = [other.name for other in embodiments_called(meta.robot_type or "")]
     if others and robot.name not in others and robot.name in presets():
         notes.append(f"the dataset's robot_type {meta.robot_type!r} is that of {' and '.join(others)}")
@@ -216,6 +222,7 @@ def _check(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _new(arguments: argparse.Namespace) -> int:
+    from lerobot_internvla.data.recorded_motion import recorded_motion
     from lerobot_internvla.embodiments.drafting import draft_embodiment
     from lerobot_internvla.embodiments.matching import match_features
 
@@ -232,6 +239,7 @@ def _new(arguments: argparse.Namespace) -> int:
         fps=meta.fps,
         dataset=meta.repo_id,
         camera_map=_camera_map(arguments.camera_map),
+        recorded=recorded_motion(meta),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -244,6 +252,7 @@ def _new(arguments: argparse.Namespace) -> int:
         print(f"note: robot_type {meta.robot_type!r} has a preset already: {names}")
     print(
         "The metadata names no units: they are 'unknown' until you fill them in. So are the gripper's ends.\n"
+        "range and speed limit commands on a robot and are drafted from what was recorded: review them.\n"
         f"Then: internvla-embodiments check {arguments.dataset} --embodiment {output}"
     )
     return 0

@@ -11,9 +11,10 @@ This module needs grpc (extra ``async``). LeRobot's protocol is pickle over an o
 any program on this computer. ``refuse_public_address`` is the reason why that is nobody by default.
 """
 
+import copy
 import ipaddress
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lerobot.async_inference.configs import PolicyServerConfig
@@ -27,7 +28,9 @@ from torch import Tensor
 
 from lerobot_internvla.errors import InternVLAError
 
+from .action_limits import ActionLimiter
 from .rollout_engine import RobotView, refuse_missing_cameras
+from .rollout_limits import make_limiter
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ POLICY_TYPE = "internvla_a1"
 
 @dataclass
 class InternVLAPolicyServerConfig(PolicyServerConfig):
-    """LeRobot's settings of its server, and four more.
+    """LeRobot's settings of its server, and five more.
 
     Raises:
         InternVLAError: an address that other computers can reach, without ``allow_any_peer``; what LeRobot refuses.
@@ -48,8 +51,11 @@ class InternVLAPolicyServerConfig(PolicyServerConfig):
     allow_any_peer: bool = False
     # The robot's camera keys -> the policy's, as for lerobot-rollout; the client has no such flag.
     rename_map: dict[str, str] = field(default_factory=dict)
-    # Which robot a policy of several drives, as --policy.embodiment for lerobot-rollout; null: told by its dims.
+    # The robot: of a policy of several, which one it drives; of one, the preset or YAML file with its action limits.
+    # Default: what the checkpoint says.
     embodiment: str | None = None
+    # Limit actions to the ranges and speeds of the robot's joints, where its embodiment has them: see docs/robots.md.
+    limit_actions: bool = True
 
     def __post_init__(self) -> None:
         if self.fps <= 0:  # LeRobot divides by it
@@ -103,6 +109,10 @@ class InternVLAPolicyServer(PolicyServer):
         self._view: RobotView | None = None
         self._predicting_for: TimedObservation | None = None
         self._told_no_policy = False
+        self._limiter: ActionLimiter | None = None
+        self._limits_looked_up = False
+        self._sent: dict[int, Tensor] = {}
+        """Of the last chunk: timestep -> [A]."""
 
     # ------------------------------------------------------------------ the connection
 
@@ -112,12 +122,15 @@ class InternVLAPolicyServer(PolicyServer):
         self.last_processed_obs = None  # LeRobot keeps it: the new episode's first observations would be "similar"
         if self.policy is not None:
             self.policy.reset()
+        self._end_episode()
         return answer
 
     def SendPolicyInstructions(self, request: Any, context: Any) -> Any:
         """The client names checkpoint and device; the policy is loaded."""
         answer = super().SendPolicyInstructions(request, context)
         self._view, self._told_no_policy = None, False
+        self._end_episode()
+        self._limiter, self._limits_looked_up = None, False
         if self.policy is not None and self.policy_type == POLICY_TYPE:
             step = next(s for s in self.preprocessor.steps if isinstance(s, RenameObservationsProcessorStep))
             step.rename_map = {**step.rename_map, **self.config.rename_map}
@@ -168,6 +181,7 @@ class InternVLAPolicyServer(PolicyServer):
             except InternVLAError as error:  # the client's clock was set back, or a camera changed its resolution
                 logger.warning("The memory of frames begins anew: %s", error)
                 self.policy.reset()
+                self._sent = {}
                 self.policy.observe(self._view.frames(raw), self._tick(obs))
         return super()._enqueue_observation(obs)
 
@@ -182,7 +196,7 @@ class InternVLAPolicyServer(PolicyServer):
     def _predict_action_chunk(self, observation_t: TimedObservation) -> list[TimedAction]:
         self._predicting_for = observation_t
         try:
-            return super()._predict_action_chunk(observation_t)
+            return self._limited(super()._predict_action_chunk(observation_t), observation_t)
         except Exception:  # whatever it was, it goes on to LeRobot below
             # The client waits for this answer before it insists on another one: let any observation through instead.
             self.last_processed_obs = None
@@ -196,6 +210,51 @@ class InternVLAPolicyServer(PolicyServer):
         assert self._predicting_for is not None
         chunk = self.policy.predict_action_chunk(observation, tick=self._tick(self._predicting_for))
         return chunk[:, : self.actions_per_chunk]
+
+    def _limited(self, chunk: list[TimedAction], observation: TimedObservation) -> list[TimedAction]:
+        """The chunk within the limits of the robot's joints.
+
+        Its first action is compared with what the chunk before had for the tick before or, where that had none, with
+        where the joints are.
+        """
+        if self._view is None or not chunk:
+            return chunk
+        limiter = self._find_limiter()
+        if limiter is None:
+            return chunk
+        before = self._sent.get(chunk[0].get_timestep() - 1)
+        if before is None:
+            raw = observation.get_observation()
+            limiter.start_from({joint: float(raw[joint]) for joint in self._view.joints})
+        else:
+            limiter.follow(before)
+        limited = [replace(timed, action=limiter.limit(timed.get_action())) for timed in chunk]
+        self._sent = {timed.get_timestep(): timed.get_action() for timed in limited}
+        return limited
+
+    def _find_limiter(self) -> ActionLimiter | None:
+        """Looked up once per policy, when it knows which of its robots it drives: at its first chunk."""
+        if not self._limits_looked_up:
+            self._limits_looked_up = True
+            policy = self.policy
+            config = copy.copy(policy.config)
+            config.limit_actions = config.limit_actions and self.config.limit_actions
+            if not policy.rows:
+                config.embodiment = self.config.embodiment or config.embodiment
+            # The client assigns action number i to its joint number i, and does not tell how that is called.
+            names = policy.rows[policy.robot].embodiment.action_names if policy.rows else config.action_feature_names
+            if not names:
+                logger.warning("Commands are not limited: the checkpoint does not know the names of the joints.")
+            else:
+                self._limiter = make_limiter(
+                    config, names, rate_hz=1.0 / self.config.environment_dt, robot=policy.robot
+                )
+        return self._limiter
+
+    def _end_episode(self) -> None:
+        self._sent = {}
+        if self._limiter is not None:
+            self._limiter.end_episode()
 
 
 def serve(config: InternVLAPolicyServerConfig) -> None:

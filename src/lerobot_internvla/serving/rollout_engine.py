@@ -101,6 +101,18 @@ def waits_for_commands(robot: Any) -> bool:
     return getattr(getattr(robot, "config", None), "clock", None) == "ticks"
 
 
+def warn_of_other_rate(trained_hz: float | None, rate_hz: float) -> None:
+    """Say so where a policy runs at another rate than it was trained at; None: nobody knows that."""
+    if trained_hz is not None and abs(trained_hz - rate_hz) > 1e-6:
+        logger.warning(
+            "The robot runs at %g Hz and the policy was trained at %g Hz: chunks are executed, and the past is taken, "
+            "at the wrong speed. Pass --fps=%g.",
+            rate_hz,
+            trained_hz,
+            trained_hz,
+        )
+
+
 class _Feed:
     """What one engine needs to feed its policy, and to notice that it runs dry."""
 
@@ -119,14 +131,7 @@ class _Feed:
             CONTROL_TICK: {"dtype": "float32", "shape": (1,), "names": [_TICK_NAME]},
         }
         fps = engine._policy.control_rate_hz
-        if fps is not None and abs(fps - engine._fps) > 1e-6:
-            logger.warning(
-                "The robot runs at %g Hz and the policy was trained at %g Hz: chunks are executed, and the past is "
-                "taken, at the wrong speed. Pass --fps=%g.",
-                engine._fps,
-                fps,
-                fps,
-            )
+        warn_of_other_rate(fps, float(engine._fps))
         self._counts_ticks = waits_for_commands(getattr(engine._robot, "inner", engine._robot))
         self._rate_hz = fps or engine._fps
         self._begun_s = time.perf_counter()

@@ -1,0 +1,145 @@
+"""Where we enter ``lerobot-rollout``: commands of our policies stay within the limits of the robot's joints.
+
+``select_action`` cannot tell a robot from a simulator that is being scored, so commands are limited where they leave
+for a robot: at ``get_action`` of LeRobot's inference engine, sync or RTC, after the postprocessor, in robot units. The
+function that makes the engine knows the robot, the rate and the names of the joints; it is wrapped at run time, when a
+configuration of ours is made in a process that has loaded LeRobot's rollout. Other policies get the engine as it is.
+
+    strategy -> engine.get_action(frame) -> ActionLimiter -> interpolation -> robot
+
+Number i of a command goes to joint i of LeRobot's ``ordered_action_keys``, whichever engine made it, so these are the
+names that limits are looked up by. ``reset``, ``pause`` and ``stop`` end an episode: the next command is compared with
+where the joints are then.
+"""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from lerobot.utils.constants import OBS_STATE
+
+from lerobot_internvla.embodiments.limits import find_limits
+from lerobot_internvla.errors import InternVLAError
+
+from .action_limits import ActionLimiter
+from .rollout_engine import warn_of_other_rate
+
+logger = logging.getLogger(__name__)
+
+_NEEDED = ("policy", "robot_wrapper", "dataset_features", "ordered_action_keys", "fps")
+
+
+def enter_rollout() -> None:
+    """Wrap LeRobot's ``create_inference_engine``, where its rollout is loaded; asking again changes nothing."""
+    context: Any = sys.modules.get("lerobot.rollout.context")
+    if context is None:
+        return
+    original = getattr(context, "create_inference_engine", None)
+    if original is None:
+        _warn_unlimited("this LeRobot makes its inference engines elsewhere than version 0.6.1 does")
+    elif not hasattr(original, "__wrapped__"):
+        context.create_inference_engine = _limiting(original)
+
+
+def _limiting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def create_inference_engine(*args: Any, **kwargs: Any) -> Any:
+        engine = original(*args, **kwargs)
+        policy = kwargs.get("policy")
+        if getattr(getattr(policy, "config", None), "type", None) != "internvla_a1":  # through PEFT's wrapper too
+            return engine
+        if missing := [name for name in _NEEDED if name not in kwargs]:
+            _warn_unlimited(f"this LeRobot makes its inference engine without {', '.join(missing)}")
+            return engine
+        _limit(engine, **{**{name: kwargs[name] for name in _NEEDED}, "fps": float(kwargs["fps"])})
+        return engine
+
+    return create_inference_engine
+
+
+@functools.cache  # once per reason: configurations are made many times
+def _warn_unlimited(why: str) -> None:
+    logger.warning(
+        "ACTION LIMITS DO NOT ACT: %s. Commands of the policy reach the robot as they are. Use LeRobot 0.6.1, or limit "
+        "the robot itself (--robot.max_relative_target).",
+        why,
+    )
+
+
+def _limit(
+    engine: Any,
+    *,
+    policy: Any,
+    robot_wrapper: Any,
+    dataset_features: Mapping[str, Any],
+    ordered_action_keys: Sequence[str],
+    fps: float,
+) -> None:
+    """Limit ``engine`` in place, and say how."""
+    from lerobot.rollout.inference import RTCInferenceEngine
+
+    names = list(ordered_action_keys)
+    joints: list[str] = list(dataset_features.get(OBS_STATE, {}).get("names") or [])
+    with suppress(InternVLAError):  # which the policy raises at its first observation, with the robot in hand
+        policy.recognise(len(joints), len(names))
+    if not isinstance(engine, RTCInferenceEngine):  # where rollout_engine.py does it
+        warn_of_other_rate(policy.control_rate_hz, fps)
+    limiter = make_limiter(
+        policy.config, names, rate_hz=fps, robot=policy.robot, robot_type=getattr(robot_wrapper, "robot_type", None)
+    )
+    if limiter is not None:
+        _attach(engine, limiter, joints)
+
+
+def make_limiter(
+    config: Any, names: Sequence[str], *, rate_hz: float, robot: str | None = None, robot_type: str | None = None
+) -> ActionLimiter | None:
+    """The limiter of a robot's commands, announced in the log; None where nothing is limited, which the log says too.
+
+    Args:
+        config, names, robot, robot_type: as for ``find_limits``.
+        rate_hz: commands per second.
+
+    Raises:
+        InternVLAError: ``config.embodiment`` names no embodiment, or one with other joints.
+    """
+    found = find_limits(config, names, robot=robot, robot_type=robot_type)
+    if found.limits is not None:
+        logger.info("Action limits at %g Hz, of %s. limit_actions=false switches them off.", rate_hz, found.text)
+        return ActionLimiter(found.limits, rate_hz)
+    if found.advice:
+        logger.warning("Commands are not limited: %s. To limit them, %s.", found.text, found.advice)
+    else:
+        logger.info("Commands are not limited: %s.", found.text)
+    return None
+
+
+def _attach(engine: Any, limiter: ActionLimiter, joints: Sequence[str]) -> None:
+    """Put the limiter behind this engine's ``get_action``."""
+    get_action = engine.get_action
+
+    def limited(obs_frame: dict[str, Any] | None) -> Any:
+        action = get_action(obs_frame)
+        if action is None:
+            return None
+        if action.shape[-1] != len(limiter.names):
+            return action  # LeRobot refuses it a moment later, and says why
+        if limiter.needs_start:
+            state = (obs_frame or {}).get(OBS_STATE, ())
+            limiter.start_from({name: float(value) for name, value in zip(joints, state, strict=False)})
+        return limiter.limit(action)
+
+    def ending(original: Callable[[], None]) -> Callable[[], None]:
+        @functools.wraps(original)
+        def end() -> None:
+            original()
+            limiter.end_episode()
+
+        return end
+
+    engine.get_action = limited
+    for name in ("reset", "pause", "stop"):
+        setattr(engine, name, ending(getattr(engine, name)))
