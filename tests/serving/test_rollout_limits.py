@@ -1,6 +1,7 @@
 """Where LeRobot's inference engine is entered: which ones, when an episode begins, and what another LeRobot is told."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lerobot_internvla.embodiments.registry import get_embodiment
+from lerobot_internvla.embodiments.rows import Row, choose_robot
 from lerobot_internvla.serving import rollout_limits
 from lerobot_internvla.serving.rollout_limits import enter_rollout
 from lerobot_internvla.testing import tiny_config
@@ -36,6 +38,23 @@ class Engine:
         self.told.append("stop")
 
 
+class Policy:
+    """The part of our policy that is asked."""
+
+    robot: str | None = None
+
+    def __init__(self, config: Any, rows: dict[str, Row] | None = None) -> None:
+        self.config, self.rows = config, rows or {}
+
+    def recognise(self, state_dim: int, action_dim: int) -> None:
+        if self.rows:
+            self.robot = choose_robot(self.rows, None, state_dim=state_dim, action_dim=action_dim)
+
+    @property
+    def control_rate_hz(self) -> float | None:
+        return self.config.fps if self.robot is None else self.rows[self.robot].fps
+
+
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """LeRobot's module, as far as it is of interest."""
@@ -46,9 +65,8 @@ def context(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def engine(context: Any, **changes: Any) -> Any:
-    config = tiny_config(fps=10.0)
     arguments = {
-        "policy": SimpleNamespace(config=config, rows={}, robot=None),
+        "policy": Policy(tiny_config(fps=10.0)),
         "robot_wrapper": SimpleNamespace(robot_type="conveyor"),
         "dataset_features": {"observation.state": {"names": NAMES}},
         "ordered_action_keys": NAMES,
@@ -108,12 +126,14 @@ def test_another_lerobot_is_told_loudly_and_once(context: SimpleNamespace, caplo
 def test_the_joints_own_limits_are_those_of_the_robot_that_a_policy_of_several_drives(
     context: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ):
-    from lerobot_internvla.embodiments.rows import Row
-
     caplog.set_level(logging.INFO, logger=rollout_limits.logger.name)
     rows = {name: Row(get_embodiment(name), 20.0) for name in ("aloha", "conveyor")}
     config = tiny_config(fps=None, foresight_interval_s=0.5, embodiments={n: row.to_dict() for n, row in rows.items()})
     tiny_config()
-    ours = engine(context, policy=SimpleNamespace(config=config, rows=rows, robot=None))
+    ours = engine(context, policy=Policy(config, rows))
     assert ours.get_action({})[X] == 1 and "of robot conveyor of the policy" in caplog.text
     assert "The robot runs at 10 Hz and the policy was trained at 20 Hz" in caplog.text
+    # Two of one kind: the policy itself refuses at its first observation, where LeRobot stops the robot in good order.
+    rows = {name: Row(replace(get_embodiment("conveyor"), name=name), 10.0) for name in ("one", "other")}
+    config = tiny_config(fps=None, foresight_interval_s=0.5, embodiments={n: row.to_dict() for n, row in rows.items()})
+    assert engine(context, policy=Policy(config, rows)).get_action({})[X] == 1, "the preset of the robot's type"
