@@ -67,14 +67,15 @@ def break_at(tick: int, **changes: Any) -> Any:
     [({"left_wrist": None}, "'left_wrist'.*no frame"), ({"elbow.pos": math.nan}, "'elbow.pos' is at nan")],
     ids=["no frame", "NaN state"],
 )
-def test_rtc_stops_at_an_unusable_observation_and_keeps_the_recording(
-    change: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path, diary: Diary
+@pytest.mark.parametrize("inference", [SYNC, RTC], ids=["sync", "rtc"])
+def test_a_rollout_stops_at_an_unusable_observation_and_keeps_the_recording(
+    change: dict[str, Any], message: str, inference: tuple[str, ...], checkpoint: Path, tmp_path: Path, diary: Diary
 ):
     flags = rollout_flags(checkpoint)
     diary.before_tick, diary.changes = None, break_at(25, **change)
     root = tmp_path / "recorded"
     with pytest.raises(InternVLAError, match=message):
-        lerobot_rollout(*flags, *RTC, *recording(root))
+        lerobot_rollout(*flags, *inference, *recording(root))
     assert max(tick for tick, _ in diary.commands) < 25, "no command after the fault"
     assert all(np.isfinite(command).all() for _, command in diary.commands)
     kept = LeRobotDataset("local/rollout_clocked", root=next(tmp_path.glob("recorded*")))
@@ -89,12 +90,13 @@ def test_sync_stops_at_a_state_that_is_no_number(checkpoint: Path, diary: Diary)
     assert [tick for tick, _ in diary.commands] == list(range(1, 8))
 
 
-def test_ctrl_c_keeps_the_recording(checkpoint: Path, tmp_path: Path, diary: Diary):
+@pytest.mark.parametrize("inference", [SYNC, RTC], ids=["sync", "rtc"])
+def test_ctrl_c_keeps_the_recording(inference: tuple[str, ...], checkpoint: Path, tmp_path: Path, diary: Diary):
     flags = rollout_flags(checkpoint)
     diary.before_tick = stop_at(20)
-    lerobot_rollout(*flags, *SYNC, *recording(tmp_path / "recorded", episodes=3))
+    lerobot_rollout(*flags, *inference, *recording(tmp_path / "recorded", episodes=3))
     kept = LeRobotDataset("local/rollout_clocked", root=next(tmp_path.glob("recorded*")))
-    assert kept.num_episodes == 1 and len(kept) == len(diary.commands) >= 19
+    assert kept.num_episodes == 1 and len(kept) == len(diary.commands) >= 10  # RTC needs a moment for its first chunk
 
 
 def test_a_policy_that_stalls_lets_the_robot_hold_and_says_so(

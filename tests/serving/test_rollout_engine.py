@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from lerobot.processor import RenameObservationsProcessorStep
 from lerobot.rollout.inference.rtc import RTCInferenceEngine
+from lerobot.rollout.inference.sync import SyncInferenceEngine
 from lerobot.utils.feature_utils import hw_to_dataset_features
 
 from lerobot_internvla import InternVLAError
 from lerobot_internvla.serving import rollout_engine
-from lerobot_internvla.serving.rollout_engine import enter_rtc_engine
+from lerobot_internvla.serving.rollout_engine import check_every_observation, enter_rtc_engine
 from lerobot_internvla.testing import tiny_policy
 
 JOINTS = ("a.pos", "b.pos", "c.pos", "grip.pos")
@@ -86,6 +87,19 @@ def test_an_unusable_observation_reaches_neither_memory_nor_engine(monkeypatch: 
     with pytest.raises(InternVLAError, match=r"'b\.pos' is at nan"):
         engine.notify_observation({**observation(), "b.pos": float("nan")})
     assert not seen and not engine._obs_holder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"head": None}, "'head'.*no frame"), ({"b.pos": float("nan")}, r"'b\.pos' is at nan")]
+)
+def test_the_synchronous_engine_refuses_them_too(change: dict[str, Any], message: str):
+    engine: Any = object.__new__(SyncInferenceEngine)
+    engine._policy, engine._dataset_features = tiny_policy(), hw_to_dataset_features(ROBOT, "observation")
+    engine._preprocessor = SimpleNamespace(steps=[RenameObservationsProcessorStep()])
+    check_every_observation(engine)
+    engine.notify_observation(observation())
+    with pytest.raises(InternVLAError, match=message):
+        engine.notify_observation({**observation(), **change})
 
 
 @pytest.mark.parametrize(("fps", "warnings"), [(30.0, 1), (10.0, 0)])

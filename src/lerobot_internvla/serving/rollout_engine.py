@@ -163,6 +163,25 @@ class _Feed:
             self.dry_ticks = 0
 
 
+def check_every_observation(engine: Any) -> None:
+    """From now on LeRobot's synchronous ``engine`` refuses observations that lack a frame or a joint, by name.
+
+    Its ``notify_observation``, called on every tick before anything is computed, does nothing in LeRobot, which goes on
+    to fail at a missing frame with a TypeError that does not say whose it was.
+    """
+    view = RobotView(
+        engine._dataset_features, rename_map_of(engine._preprocessor), engine._policy.config.image_features
+    )
+    stock = engine.notify_observation
+
+    @functools.wraps(stock)
+    def notify(obs: dict[str, Any]) -> None:
+        view.check(obs)
+        stock(obs)
+
+    engine.notify_observation = notify
+
+
 def enter_rtc_engine() -> None:
     """Wrap LeRobot's RTC engine, once per process."""
     from lerobot.rollout.inference.rtc import RTCInferenceEngine
