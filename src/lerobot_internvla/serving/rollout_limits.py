@@ -9,7 +9,7 @@ configuration of ours is made in a process that has loaded LeRobot's rollout. Ot
 
 Number i of a command goes to joint i of LeRobot's ``ordered_action_keys``, whichever engine made it, so these are the
 names that limits are looked up by. ``reset``, ``pause`` and ``stop`` end an episode: the next command is compared with
-where the joints are then.
+where the joints are then. A synchronous engine also gets the check of observations that RTC's has (rollout_engine.py).
 """
 
 import functools
@@ -25,7 +25,7 @@ from lerobot_internvla.embodiments.limits import find_limits
 from lerobot_internvla.errors import InternVLAError
 
 from .action_limits import ActionLimiter
-from .rollout_engine import warn_of_other_rate
+from .rollout_engine import check_every_observation, warn_of_other_rate
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,14 @@ def enter_rollout() -> None:
 def _limiting(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_inference_engine(*args: Any, **kwargs: Any) -> Any:
+        from lerobot.rollout.inference import SyncInferenceEngine
+
         engine = original(*args, **kwargs)
         policy = kwargs.get("policy")
         if getattr(getattr(policy, "config", None), "type", None) != "internvla_a1":  # through PEFT's wrapper too
             return engine
+        if isinstance(engine, SyncInferenceEngine):  # under RTC the policy is fed as well: rollout_engine.py
+            check_every_observation(engine)
         if missing := [name for name in _NEEDED if name not in kwargs]:
             _warn_unlimited(f"this LeRobot makes its inference engine without {', '.join(missing)}")
             return engine
