@@ -14,7 +14,7 @@ Prints (numbers vary):
     internvla-embodiments: Unknown robot 'rail_picker'
     $ internvla-embodiments new data --output rail_picker.yaml
     rail_picker.yaml: state 4, action 4, cameras head, left_wrist
-    filled in: - {name: rail.pos, unit: m, relative: true}
+    filled in: - {name: rail.pos, unit: m, relative: true, range: [-1.2, 1.2], speed: 4.55}
     $ internvla-embodiments check data --embodiment rail_picker.yaml
     FITS
     $ lerobot-train --dataset.repo_id=rail_picker --dataset.root=mixture.yaml
