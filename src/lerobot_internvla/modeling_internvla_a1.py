@@ -460,6 +460,15 @@ class InternVLAA1Policy(PreTrainedPolicy):
         mine = self.rows[self.robot].embodiment.cameras
         return {slot: key for slot, key in self.camera_slots.items() if slot in mine}
 
+    def driven_joints(self) -> tuple[list[str] | None, list[str] | None]:
+        """Names of state and action dims of the robot at hand, in order; None where nobody named them."""
+        if not self.rows:
+            return self.config.state_feature_names, self.config.action_feature_names
+        if self.robot is None:
+            return None, None
+        robot = self.rows[self.robot].embodiment
+        return list(robot.state_names), list(robot.action_names)
+
     def _slots_of(self, batch: dict[str, Any]) -> dict[str, str]:
         if not self.rows or EMBODIMENT_INDEX in batch:
             return self.camera_slots
@@ -757,13 +766,9 @@ class InternVLAA1Policy(PreTrainedPolicy):
         return actions
 
     def _dim_names(self, batch: dict[str, Any]) -> tuple[list[str] | None, list[str] | None]:
-        """Names of state and action dims, where known, for messages."""
-        if not self.rows:
-            return self.config.state_feature_names, self.config.action_feature_names
+        """``driven_joints`` of the robot that this observation is of, for messages."""
         self._driven(batch)
-        assert self.robot is not None
-        robot = self.rows[self.robot].embodiment
-        return list(robot.state_names), list(robot.action_names)
+        return self.driven_joints()
 
     # ............ under real-time chunking, or behind a server: serving/
 

@@ -4,6 +4,7 @@ A camera that delivers nothing, a joint that is no number, a policy that stalls,
 command ends or waits with a message, and what was recorded so far is kept.
 """
 
+import json
 import logging
 import math
 import time
@@ -120,6 +121,15 @@ def test_a_policy_that_stalls_lets_the_robot_hold_and_says_so(
     assert gaps.max() > 10, "the robot was sent nothing for a while"
     assert any("The policy is late" in message for message in messages)
     assert any("The policy is back after" in message for message in messages)
+
+
+@pytest.mark.parametrize("engine", [SYNC, RTC], ids=["sync", "rtc"])
+def test_joints_in_another_order_never_move(checkpoint: Path, diary: Diary, engine: tuple[str, ...]):
+    """LeRobot goes by position: the elbow would get what was meant for the shoulder."""
+    swapped = f"--robot.joints={json.dumps([JOINTS[1], JOINTS[0], *JOINTS[2:]])}"
+    with pytest.raises(InternVLAError, match=f"another order.*{JOINTS[1]}, {JOINTS[0]}.*{JOINTS[0]}, {JOINTS[1]}"):
+        lerobot_rollout(*rollout_flags(checkpoint), *engine, swapped)
+    assert not diary.commands
 
 
 def test_a_server_that_goes_away_and_one_that_was_restarted(

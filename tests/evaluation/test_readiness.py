@@ -70,6 +70,7 @@ def test_another_shape_of_picture_is_a_warning(robot):
     [
         ({"state_dim": 7, "state_feature_names": None}, "failure", "robot conveyor has 6 dims"),
         ({"state_feature_names": [*JOINTS[3:], *JOINTS[:3]]}, "failure", "the same joints in another order"),
+        ({"action_feature_names": [*JOINTS[3:], *JOINTS[:3]]}, "failure", "the same joints in another order"),
         ({"state_feature_names": [f"joint_{i}" for i in range(6)]}, "warning", "other names"),
         ({"state_feature_names": None}, "warning", "order cannot be checked"),
     ],

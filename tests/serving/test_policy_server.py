@@ -75,14 +75,15 @@ SIZE = (90, 120, 3)
 """Of the robot's one camera, ``top``; the policy was trained on 48 x 64."""
 
 
-def serve(folder: Path, **settings: Any) -> Any:
-    """A server that a client has told which policy to load."""
+def serve(folder: Path, trained_joints: tuple[str, ...] | None = None, **settings: Any) -> Any:
+    """A server that a client has told which policy to load, one that was trained on these joints."""
     pytest.importorskip("grpc")
     from lerobot.async_inference.helpers import RemotePolicyConfig
 
     from lerobot_internvla.serving.policy_server import InternVLAPolicyServer, InternVLAPolicyServerConfig
 
     policy = tiny_policy(cameras=["head"], image_size=(48, 64))
+    policy.config.state_feature_names = None if trained_joints is None else list(trained_joints)
     policy.save_pretrained(folder)
     for pipeline in make_pre_post_processors(policy.config):
         pipeline.save_pretrained(folder)
@@ -136,3 +137,10 @@ def test_pictures_reach_the_policy_as_the_camera_made_them(tmp_path: Path, monke
 def test_cameras_of_other_names_are_told_with_the_flag_that_renames_them(tmp_path: Path):
     with pytest.raises(InternVLAError, match=r"observation.images.head.*--rename_map="):
         serve(tmp_path / "policy")
+
+
+def test_joints_in_another_order_are_refused_when_the_client_says_who_it_is(tmp_path: Path):
+    others = (JOINTS[1], JOINTS[0], *JOINTS[2:])
+    with pytest.raises(InternVLAError, match=r"another order.*a.pos, b.pos.*the policy: b.pos, a.pos"):
+        serve(tmp_path / "policy", trained_joints=others, rename_map=HEAD)
+    assert serve(tmp_path / "same", trained_joints=("a", "b", "c", "grip"), rename_map=HEAD).policy is not None

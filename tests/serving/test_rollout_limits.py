@@ -50,6 +50,9 @@ class Policy:
         if self.rows:
             self.robot = choose_robot(self.rows, None, state_dim=state_dim, action_dim=action_dim)
 
+    def driven_joints(self) -> tuple[list[str] | None, list[str] | None]:
+        return None, None
+
     @property
     def control_rate_hz(self) -> float | None:
         return self.config.fps if self.robot is None else self.rows[self.robot].fps

@@ -307,6 +307,14 @@ def plain_joint(name: str) -> str:
     return name.lower().removeprefix("main_").removesuffix(".pos")
 
 
+def in_another_order(names: Sequence[str] | None, others: Sequence[str] | None) -> bool:
+    """Whether both name the same joints, one or more of them in another place."""
+    if not names or not others:
+        return False
+    mine, theirs = [plain_joint(name) for name in names], [plain_joint(name) for name in others]
+    return mine != theirs and sorted(mine) == sorted(theirs)
+
+
 def _only_numbered(names: Sequence[str]) -> bool:
     """Names that say nothing but a position: "motor_0", "motor_1", ... or "1", "2", ..."""
     stems = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]

@@ -37,7 +37,7 @@ from lerobot_internvla.action_space import joint_names
 from lerobot_internvla.camera_slots import resolve_camera_slots, short_name
 from lerobot_internvla.configuration_internvla_a1 import InternVLAA1Config
 from lerobot_internvla.embodiments.limits import find_limits
-from lerobot_internvla.embodiments.matching import plain_joint
+from lerobot_internvla.embodiments.matching import in_another_order, plain_joint
 from lerobot_internvla.errors import InternVLAError
 from lerobot_internvla.evaluation.loading import Expected, LoadedPolicy, expected_by
 from lerobot_internvla.foresight.samples import interval_in_frames
@@ -326,13 +326,9 @@ def check_joints(expected: Expected, around: Surroundings) -> list[Finding]:
             found.append(Finding("joints", "warning", text, "compare the order by hand before the first rollout"))
         elif [plain_joint(n) for n in names] == [plain_joint(n) for n in given]:
             found.append(Finding("joints", "ok", f"{side}: {', '.join(given)}"))
-        elif sorted(plain_joint(n) for n in names) == sorted(plain_joint(n) for n in given):
+        elif in_another_order(names, given):
             text = f"{side}: the same joints in another order: {', '.join(given)}; the policy: {', '.join(names)}"
-            if side == "action" and around.kind == "robot" and list(names) != list(given) and set(names) == set(given):
-                note = "LeRobot sends actions by name, so the order of actions is put right"
-                found.append(Finding("joints", "ok", f"{text}. {note}"))
-            else:
-                found.append(Finding("joints", "failure", text, "nothing reorders them: each joint gets another's"))
+            found.append(Finding("joints", "failure", text, "nothing reorders them: each joint gets another's"))
         else:
             text = f"{side}: other names: {', '.join(given)}; the policy: {', '.join(names)}"
             found.append(Finding("joints", "warning", text, "make sure that they are the same joints in this order"))

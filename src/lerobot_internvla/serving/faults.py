@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lerobot_internvla.embodiments.matching import in_another_order
 from lerobot_internvla.errors import InternVLAError
 
 
@@ -18,6 +19,32 @@ def _named(bad: Tensor, names: Sequence[str] | None) -> str:
     """The dims of [..., D] in which something is wrong, by name where there are names."""
     dims = bad.flatten(0, -2).any(dim=0).nonzero().flatten().tolist()
     return ", ".join(f"dim {dim}" + (f" ({names[dim]})" if names and dim < len(names) else "") for dim in dims)
+
+
+def refuse_joints_in_another_order(policy: Any, state: Sequence[str] | None, action: Sequence[str] | None) -> None:
+    """Nothing, where the robot's joints stand in the order that ``policy`` (an ``InternVLAA1Policy``) learned.
+
+    LeRobot 0.6.1 hands a policy the state in the robot's order, and the number i of an action to the robot's joint i
+    (RTC alone sends by name). Other names say nothing: a robot may call the same joints otherwise.
+
+    Args:
+        state, action: the robot's names, in its order; None where unknown.
+
+    Raises:
+        InternVLAError: the same joints in another order.
+    """
+    trained = policy.driven_joints()
+    wrong = [
+        f"{side}: {', '.join(theirs or ())}; the policy: {', '.join(ours or ())}"
+        for side, theirs, ours in (("state", state, trained[0]), ("action", action, trained[1]))
+        if in_another_order(theirs, ours)
+    ]
+    if wrong:
+        raise InternVLAError(
+            f"The robot has the joints of the training data in another order, so each would move as another was meant "
+            f"to ({'; '.join(wrong)}). Bring the robot's motors into the order of the recordings in its configuration, "
+            "or fine-tune on recordings of this robot."
+        )
 
 
 def refuse_unusable_state(state: Tensor, names: Sequence[str] | None = None) -> None:

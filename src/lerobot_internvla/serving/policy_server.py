@@ -29,6 +29,7 @@ from torch import Tensor
 from lerobot_internvla.errors import InternVLAError
 
 from .action_limits import ActionLimiter
+from .faults import refuse_joints_in_another_order
 from .rollout_engine import RobotView, refuse_missing_cameras
 from .rollout_limits import make_limiter
 
@@ -141,6 +142,7 @@ class InternVLAPolicyServer(PolicyServer):
                 self.policy.recognise(len(self._view.joints))
             except InternVLAError as error:
                 raise InternVLAError(f"{error} The flag of this server is --embodiment=<name>.") from None
+            refuse_joints_in_another_order(self.policy, self._view.joints, None)
             refuse_missing_cameras(
                 self._view, self.policy, 'start the server with --rename_map=\'{{"<theirs>": "{}"}}\'.'
             )

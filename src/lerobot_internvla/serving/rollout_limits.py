@@ -4,6 +4,7 @@
 for a robot: at ``get_action`` of LeRobot's inference engine, sync or RTC, after the postprocessor, in robot units. The
 function that makes the engine knows the robot, the rate and the names of the joints; it is wrapped at run time, when a
 configuration of ours is made in a process that has loaded LeRobot's rollout. Other policies get the engine as it is.
+A robot whose joints stand in another order than in the recordings gets none.
 
     strategy -> engine.get_action(frame) -> ActionLimiter -> interpolation -> robot
 
@@ -19,12 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_internvla.embodiments.limits import find_limits
 from lerobot_internvla.errors import InternVLAError
 
 from .action_limits import ActionLimiter
+from .faults import refuse_joints_in_another_order
 from .rollout_engine import check_every_observation, warn_of_other_rate
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ def _limit(
     joints: list[str] = list(dataset_features.get(OBS_STATE, {}).get("names") or [])
     with suppress(InternVLAError):  # which the policy raises at its first observation, with the robot in hand
         policy.recognise(len(joints), len(names))
+    refuse_joints_in_another_order(policy, joints, dataset_features.get(ACTION, {}).get("names"))
     if not isinstance(engine, RTCInferenceEngine):  # where rollout_engine.py does it
         warn_of_other_rate(policy.control_rate_hz, fps)
     limiter = make_limiter(
