@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from clocked_runs import TASK, import_async_inference, rollout_flags
+from clocked_runs import TASK, import_async_inference, rollout_flags, wait_until
 from clocked_world import FPS, JOINTS, World, frame_at
 from lerobot_internvla import InternVLAA1Policy
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
@@ -67,7 +67,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return last_checkpoint(root / "run")
 
 
-def evaluate(checkpoint: Path, tmp_path: Path) -> None:
+def evaluate(checkpoint: Path, tmp_path: Path, watch: Watch) -> None:
     lerobot_eval(
         f"--policy.path={checkpoint}",
         "--env.type=clocked",
@@ -78,10 +78,20 @@ def evaluate(checkpoint: Path, tmp_path: Path) -> None:
     )
 
 
-def roll_out(*inference: str) -> Callable[[Path, Path], None]:
-    def run(checkpoint: Path, tmp_path: Path) -> None:
+def wait_for_a_chunk(watch: Watch) -> Callable[[int], None]:
+    """The inference thread gets to see every episode while it is young, however busy the computer."""
+
+    def before_tick(now: int) -> None:
+        if now == watch.starts[-1] + 5:
+            wait_until(lambda: any(seen >= watch.starts[-1] for _, seen in watch.shown))
+
+    return before_tick
+
+
+def roll_out(*inference: str) -> Callable[[Path, Path, Watch], None]:
+    def run(checkpoint: Path, tmp_path: Path, watch: Watch) -> None:
         flags = rollout_flags(checkpoint)
-        World.diary.before_tick = None
+        World.diary.before_tick = wait_for_a_chunk(watch) if "--inference.type=rtc" in inference else None
         lerobot_rollout(
             *flags,
             *inference,
@@ -112,9 +122,9 @@ PATHS = {
 
 @pytest.mark.parametrize("run", list(PATHS.values()), ids=list(PATHS))
 def test_the_second_episode_begins_with_its_own_first_frame(
-    run: Callable[[Path, Path], None], checkpoint: Path, tmp_path: Path, watch: Watch
+    run: Callable[[Path, Path, Watch], None], checkpoint: Path, tmp_path: Path, watch: Watch
 ):
-    run(checkpoint, tmp_path)
+    run(checkpoint, tmp_path, watch)
     second = watch.starts[-1] if watch.starts[-1] <= watch.shown[-1][1] else watch.start_of(watch.shown[-1][1])
     young = [(past, now) for past, now in watch.shown if second <= now < second + INTERVAL]
     assert any(past < second for past, _ in watch.shown), "there was an episode before"
