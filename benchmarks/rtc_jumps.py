@@ -1,7 +1,7 @@
 """How far commands jump where one chunk ends and the next begins: RTC, appending, synchronous; at several delays.
 
     python benchmarks/rtc_jumps.py --policy outputs/demo/training/checkpoints/last/pretrained_model
-    python benchmarks/rtc_jumps.py --policy ... --delays_ms 0 100 300 --episodes 10
+    python benchmarks/rtc_jumps.py --policy ... --n_action_steps 2 --horizon 4 --noise_scale 0 --episodes 30
 
 The planar conveyor, whose belt moves on while the policy thinks. Time is simulated: a chunk that is asked for on tick n
 arrives on tick n + delay, whatever the computer does meanwhile, so the numbers are reproducible. What is LeRobot's is
@@ -232,6 +232,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--delays_ms", nargs="+", type=float, default=[0, 100, 300])
     parser.add_argument("--episodes", type=int, default=6)
     parser.add_argument("--horizon", type=int, default=None, help="RTC execution horizon; default: n_action_steps")
+    parser.add_argument("--n_action_steps", type=int, default=None, help="a new chunk after so many; default: policy's")
     parser.add_argument("--noise_scale", type=float, default=1.0, help="of sampling; 1 as in training")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--max_ticks", type=int, default=150)
@@ -239,6 +240,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     arguments = parser.parse_args(argv)
     policy = InternVLAA1Policy.from_pretrained(arguments.policy)
     policy.config.noise_scale = arguments.noise_scale
+    policy.config.n_action_steps = arguments.n_action_steps or policy.config.n_action_steps
     horizon = arguments.horizon or policy.config.n_action_steps
     episodes, max_ticks = arguments.episodes, arguments.max_ticks
     found = list(measure(policy, arguments.delays_ms, episodes, horizon, max_ticks, arguments.modes))

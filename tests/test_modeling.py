@@ -711,3 +711,16 @@ def test_an_adapter_for_another_robot_loads_on_a_base_of_other_dims(base: Path, 
     again = InternVLAA1Policy.from_pretrained(base, config=config)
     again = PeftModel.from_pretrained(again, str(tmp_path), config=PeftConfig.from_pretrained(str(tmp_path)))
     assert again.select_action(tiny_batch(config, moment="tick")).shape == (2, 7)
+
+
+def test_chunks_of_an_untrained_length_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    policy = tiny_policy()
+    policy.save_pretrained(tmp_path)
+    trained = policy.config.chunk_size
+    for wanted, told in ((trained, 0), (trained - 2, 1)):
+        caplog.clear()
+        config = InternVLAA1Config.from_pretrained(tmp_path)
+        config.chunk_size, config.n_action_steps = wanted, 1
+        InternVLAA1Policy.from_pretrained(tmp_path, config=config)
+        found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(found) == told and all(f"trained with chunks of {trained}" in message for message in found)

@@ -34,9 +34,9 @@ def _enter_training() -> None:
 def _enter_rollout() -> None:
     """Wrap what lerobot-rollout makes its inference engine with; the same."""
     if "lerobot.rollout.context" in sys.modules:
-        from .serving import rollout_limits
+        from .serving import rollout
 
-        rollout_limits.enter_rollout()
+        rollout.enter_rollout()
 
 
 # The commands import us after their own modules, and a notebook may import us first and LeRobot's training later.

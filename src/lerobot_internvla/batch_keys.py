@@ -14,7 +14,7 @@ LATENT_IS_CONTENT = "observation.latent_is_content"
 CACHED_LATENTS = "observation.cached_latents"
 """[B, V, 3, C, h, w]: latents of past, now and future from a cache (data/latent_cache.py); then frames are of now."""
 CONTROL_TICK = "observation.control_tick"
-"""[B, 1] float32: when an observation was made, in control ticks (serving/rollout_engine.py)."""
+"""[B, 1] float32: when an observation was made, in control ticks (serving/rtc_engine.py)."""
 PAST_AND_NOW = "observation.past_and_now"
 """A ``PastAndNow`` (observation_memory.py): the moments that frames [B, 2, 3, H, W] are of. The policy's own while it
 acts; no sample of a dataset has it."""

@@ -42,7 +42,7 @@ from .batch_keys import (
 )
 from .camera_slots import resolve_camera_slots
 from .checkpoints.base_models import load_base_models
-from .checkpoints.inheritance import describe_inheritance
+from .checkpoints.inheritance import describe_inheritance, untrained_setting
 from .checkpoints.policy_folder import find_policy_folder
 from .checkpoints.safe_loading import load_weights
 from .checkpoints.whole_folder import whole_folder
@@ -322,6 +322,8 @@ class InternVLAA1Policy(PreTrainedPolicy):
         if dataset_meta is not None or dataset_stats:
             for line in describe_inheritance(folder, config, policy.camera_slots, report, new_statistics=refits):
                 logger.info(line)
+        elif untrained := untrained_setting(folder, config):
+            logger.warning(untrained)
         policy.to(config.device)
         policy.eval()
         return policy
@@ -788,7 +790,7 @@ class InternVLAA1Policy(PreTrainedPolicy):
 
         LeRobot's RTC engine then hands the policy the frames of every control tick.
         """
-        from .serving.rollout_engine import enter_rtc_engine
+        from .serving.rtc_engine import enter_rtc_engine
 
         self._rtc = make_rtc_processor(getattr(self.config, "rtc_config", None), self.config.num_inference_steps)
         if self._rtc is not None and self.config.compile_model:

@@ -313,7 +313,7 @@ def test_a_chunk_of_the_server_follows_the_one_before_or_the_joints(
 
     from clocked_world import ClockedRobot, ClockedRobotConfig
     from lerobot_internvla.serving.policy_server import InternVLAPolicyServer, InternVLAPolicyServerConfig
-    from lerobot_internvla.serving.rollout_engine import RobotView
+    from lerobot_internvla.serving.robot_view import RobotView
 
     asked(ramp)
     server = InternVLAPolicyServer(InternVLAPolicyServerConfig(fps=FPS, embodiment=str(clocked_file)))

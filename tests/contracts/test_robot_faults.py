@@ -30,7 +30,7 @@ from clocked_runs import (
 from clocked_world import FPS, JOINTS, ClockedRobot, ClockedRobotConfig, Diary, World
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
-from lerobot_internvla.serving import rollout_engine
+from lerobot_internvla.serving import rtc_engine
 from lerobot_internvla.testing import tiny_dataset
 from stock_commands import last_checkpoint, lerobot_rollout, lerobot_train, training_flags
 
@@ -115,7 +115,7 @@ def test_a_policy_that_stalls_lets_the_robot_hold_and_says_so(
     monkeypatch.setattr(InternVLAA1, "prefill", slow)
     flags = rollout_flags(checkpoint)
     diary.before_tick = stop_at(140)
-    messages = warnings_of(rollout_engine.logger, monkeypatch)
+    messages = warnings_of(rtc_engine.logger, monkeypatch)
     lerobot_rollout(*flags, *RTC, "--strategy.type=base")
     gaps = np.diff([tick for tick, _ in diary.commands])
     assert gaps.max() > 10, "the robot was sent nothing for a while"
@@ -166,7 +166,7 @@ def test_the_server_survives_faults_of_an_observation(checkpoint: Path, tmp_path
     from lerobot.policies import make_pre_post_processors
 
     from lerobot_internvla.serving.policy_server import InternVLAPolicyServer, InternVLAPolicyServerConfig
-    from lerobot_internvla.serving.rollout_engine import RobotView
+    from lerobot_internvla.serving.robot_view import RobotView
 
     server = InternVLAPolicyServer(InternVLAPolicyServerConfig(fps=FPS))
     server.policy = InternVLAA1Policy.from_pretrained(checkpoint)

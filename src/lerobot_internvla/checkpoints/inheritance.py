@@ -44,10 +44,7 @@ def describe_inheritance(
         report: what loading the weights came to.
         new_statistics: normalisation comes from the dataset.
     """
-    try:
-        before: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the configuration came from elsewhere; the weights did load
-        before = {}
+    before = _saved_settings(folder)
     left_out = f", {len(report.dropped)} dropped (no such part here)" if report.dropped else ""
     random = f"{len(report.not_loaded)} tensors, listed above" if report.not_loaded else "nothing"
     lines = [
@@ -81,6 +78,29 @@ def describe_inheritance(
             "trained them yet"
         )
     return lines
+
+
+def untrained_setting(folder: Path, config: InternVLAA1Config) -> str | None:
+    """A sentence about a chunk of another length than the checkpoint's, for a run that trains nothing; else None.
+
+    Actions of a chunk attend to one another, so another number of them is something that no training has seen.
+    """
+    then = _saved_settings(folder).get("chunk_size", config.chunk_size)
+    if then == config.chunk_size:
+        return None
+    return (
+        f"policy.chunk_size={config.chunk_size}, but the checkpoint was trained with chunks of {then} actions, and "
+        "this run trains nothing: expect worse actions. To execute fewer of them, leave chunk_size and pass "
+        "--policy.n_action_steps."
+    )
+
+
+def _saved_settings(folder: Path) -> dict[str, Any]:
+    """Of config.json; empty where the configuration came from elsewhere, but the weights did load."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _dims(feature: Any) -> int | None:

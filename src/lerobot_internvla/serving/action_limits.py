@@ -15,15 +15,16 @@ emergency stop.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_internvla.embodiments.limits import ActionLimits, in_unit
+from lerobot_internvla.embodiments.limits import ActionLimits, find_limits, in_unit
 from lerobot_internvla.embodiments.matching import plain_joint
 
 from .faults import refuse_unusable_actions, refuse_unusable_state
@@ -174,3 +175,26 @@ class ActionLimiter:
             if self._told < TOLD_AT_MOST
             else "This was the last warning of its kind; the summary of each episode goes on.",
         )
+
+
+def make_limiter(
+    config: Any, names: Sequence[str], *, rate_hz: float, robot: str | None = None, robot_type: str | None = None
+) -> ActionLimiter | None:
+    """The limiter of a robot's commands, announced in the log; None where nothing is limited, which the log says too.
+
+    Args:
+        config, names, robot, robot_type: as for ``find_limits``.
+        rate_hz: commands per second.
+
+    Raises:
+        InternVLAError: ``config.embodiment`` names no embodiment, or one with other joints.
+    """
+    found = find_limits(config, names, robot=robot, robot_type=robot_type)
+    if found.limits is not None:
+        logger.info("Action limits at %g Hz, of %s. limit_actions=false switches them off.", rate_hz, found.text)
+        return ActionLimiter(found.limits, rate_hz)
+    if found.advice:
+        logger.warning("Commands are not limited: %s. To limit them, %s.", found.text, found.advice)
+    else:
+        logger.info("Commands are not limited: %s.", found.text)
+    return None

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from lerobot_internvla.errors import InternVLAError
 
-from .action_limits import ActionLimiter
+from .action_limits import ActionLimiter, make_limiter
 from .faults import refuse_joints_in_another_order
-from .rollout_engine import RobotView, refuse_missing_cameras
-from .rollout_limits import make_limiter
+from .robot_view import RobotView, refuse_missing_cameras
 
 logger = logging.getLogger(__name__)
 

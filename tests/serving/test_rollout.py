@@ -11,8 +11,8 @@ import torch
 
 from lerobot_internvla.embodiments.registry import get_embodiment
 from lerobot_internvla.embodiments.rows import Row, choose_robot
-from lerobot_internvla.serving import rollout_limits
-from lerobot_internvla.serving.rollout_limits import enter_rollout
+from lerobot_internvla.serving import rollout
+from lerobot_internvla.serving.rollout import enter_rollout
 from lerobot_internvla.testing import tiny_config
 
 NAMES = [f"{name}.pos" for name in get_embodiment("conveyor").action_names]
@@ -62,8 +62,8 @@ class Policy:
 def context(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """LeRobot's module, as far as it is of interest."""
     fake = SimpleNamespace(create_inference_engine=lambda config, **arguments: Engine())
-    monkeypatch.setitem(rollout_limits.sys.modules, "lerobot.rollout.context", fake)
-    rollout_limits._warn_unlimited.cache_clear()
+    monkeypatch.setitem(rollout.sys.modules, "lerobot.rollout.context", fake)
+    rollout._warn_unlimited.cache_clear()
     return fake
 
 
@@ -99,10 +99,8 @@ def test_other_policies_get_their_engine_as_it_is(context: SimpleNamespace):
 def test_an_episode_begins_where_the_joints_are(ending: str, context: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
     enter_rollout()
     started: list[dict[str, float]] = []
-    stock = rollout_limits.ActionLimiter.start_from
-    monkeypatch.setattr(
-        rollout_limits.ActionLimiter, "start_from", lambda self, at: (started.append(at), stock(self, at))[1]
-    )
+    stock = rollout.ActionLimiter.start_from
+    monkeypatch.setattr(rollout.ActionLimiter, "start_from", lambda self, at: (started.append(at), stock(self, at))[1])
     ours = engine(context)
 
     def act(x: float) -> None:
@@ -129,7 +127,7 @@ def test_another_lerobot_is_told_loudly_and_once(context: SimpleNamespace, caplo
 def test_the_joints_own_limits_are_those_of_the_robot_that_a_policy_of_several_drives(
     context: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ):
-    caplog.set_level(logging.INFO, logger=rollout_limits.logger.name)
+    caplog.set_level(logging.INFO, logger=rollout.logger.name)
     rows = {name: Row(get_embodiment(name), 20.0) for name in ("aloha", "conveyor")}
     config = tiny_config(fps=None, foresight_interval_s=0.5, embodiments={n: row.to_dict() for n, row in rows.items()})
     tiny_config()

@@ -12,8 +12,8 @@ from lerobot.rollout.inference.sync import SyncInferenceEngine
 from lerobot.utils.feature_utils import hw_to_dataset_features
 
 from lerobot_internvla import InternVLAError
-from lerobot_internvla.serving import rollout_engine
-from lerobot_internvla.serving.rollout_engine import check_every_observation, enter_rtc_engine
+from lerobot_internvla.serving import robot_view, rollout
+from lerobot_internvla.serving.rtc_engine import enter_rtc_engine
 from lerobot_internvla.testing import tiny_policy
 
 JOINTS = ("a.pos", "b.pos", "c.pos", "grip.pos")
@@ -96,7 +96,7 @@ def test_the_synchronous_engine_refuses_them_too(change: dict[str, Any], message
     engine: Any = object.__new__(SyncInferenceEngine)
     engine._policy, engine._dataset_features = tiny_policy(), hw_to_dataset_features(ROBOT, "observation")
     engine._preprocessor = SimpleNamespace(steps=[RenameObservationsProcessorStep()])
-    check_every_observation(engine)
+    rollout.check_every_observation(engine)
     engine.notify_observation(observation())
     with pytest.raises(InternVLAError, match=message):
         engine.notify_observation({**observation(), **change})
@@ -107,7 +107,7 @@ def test_another_rate_than_that_of_the_training_data_is_told_once(
     fps: float, warnings: int, monkeypatch: pytest.MonkeyPatch
 ):
     told: list[str] = []
-    monkeypatch.setattr(rollout_engine.logger, "warning", lambda text, *values: told.append(text % values))
+    monkeypatch.setattr(robot_view.logger, "warning", lambda text, *values: told.append(text % values))
     engine = engine_of(tiny_policy(fps=10.0), fps)
     for _ in range(3):
         engine.notify_observation(observation())

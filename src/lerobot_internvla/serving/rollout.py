@@ -1,16 +1,18 @@
-"""Where we enter ``lerobot-rollout``: commands of our policies stay within the limits of the robot's joints.
+"""Where we enter ``lerobot-rollout``: what stands between a policy of ours and a robot.
+
+The function that makes LeRobot's inference engine knows the robot, the rate and the names of the joints. It is wrapped
+at run time, when a configuration of ours is made in a process that has loaded LeRobot's rollout; other policies get the
+engine as it is. For ours:
+
+    before anything moves   the robot's joints stand in the order of the recordings, or there is no engine; another rate
+                            than that of the recordings is told
+    every observation       whole, or the run ends (sync; RTC's engine is entered in rtc_engine.py, which feeds it too)
+    every command           strategy -> engine.get_action(frame) -> ActionLimiter -> interpolation -> robot
 
 ``select_action`` cannot tell a robot from a simulator that is being scored, so commands are limited where they leave
-for a robot: at ``get_action`` of LeRobot's inference engine, sync or RTC, after the postprocessor, in robot units. The
-function that makes the engine knows the robot, the rate and the names of the joints; it is wrapped at run time, when a
-configuration of ours is made in a process that has loaded LeRobot's rollout. Other policies get the engine as it is.
-A robot whose joints stand in another order than in the recordings gets none.
-
-    strategy -> engine.get_action(frame) -> ActionLimiter -> interpolation -> robot
-
-Number i of a command goes to joint i of LeRobot's ``ordered_action_keys``, whichever engine made it, so these are the
-names that limits are looked up by. ``reset``, ``pause`` and ``stop`` end an episode: the next command is compared with
-where the joints are then. A synchronous engine also gets the check of observations that RTC's has (rollout_engine.py).
+for a robot: after the postprocessor, in robot units. Number i of a command goes to joint i of LeRobot's
+``ordered_action_keys``, whichever engine made it, so these are the names that limits are looked up by. ``reset``,
+``pause`` and ``stop`` end an episode: the next command is compared with where the joints are then.
 """
 
 import functools
@@ -22,12 +24,11 @@ from typing import Any
 
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_internvla.embodiments.limits import find_limits
 from lerobot_internvla.errors import InternVLAError
 
-from .action_limits import ActionLimiter
+from .action_limits import ActionLimiter, make_limiter
 from .faults import refuse_joints_in_another_order
-from .rollout_engine import check_every_observation, warn_of_other_rate
+from .robot_view import RobotView, rename_map_of, warn_of_other_rate
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ def enter_rollout() -> None:
     if original is None:
         _warn_unlimited("this LeRobot makes its inference engines elsewhere than version 0.6.1 does")
     elif not hasattr(original, "__wrapped__"):
-        context.create_inference_engine = _limiting(original)
+        context.create_inference_engine = _with_ours_guarded(original)
 
 
-def _limiting(original: Callable[..., Any]) -> Callable[..., Any]:
+def _with_ours_guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_inference_engine(*args: Any, **kwargs: Any) -> Any:
         from lerobot.rollout.inference import SyncInferenceEngine
@@ -55,12 +56,12 @@ def _limiting(original: Callable[..., Any]) -> Callable[..., Any]:
         policy = kwargs.get("policy")
         if getattr(getattr(policy, "config", None), "type", None) != "internvla_a1":  # through PEFT's wrapper too
             return engine
-        if isinstance(engine, SyncInferenceEngine):  # under RTC the policy is fed as well: rollout_engine.py
+        if isinstance(engine, SyncInferenceEngine):  # under RTC the policy is fed as well: rtc_engine.py
             check_every_observation(engine)
         if missing := [name for name in _NEEDED if name not in kwargs]:
             _warn_unlimited(f"this LeRobot makes its inference engine without {', '.join(missing)}")
             return engine
-        _limit(engine, **{**{name: kwargs[name] for name in _NEEDED}, "fps": float(kwargs["fps"])})
+        _guard(engine, **{**{name: kwargs[name] for name in _NEEDED}, "fps": float(kwargs["fps"])})
         return engine
 
     return create_inference_engine
@@ -75,7 +76,7 @@ def _warn_unlimited(why: str) -> None:
     )
 
 
-def _limit(
+def _guard(
     engine: Any,
     *,
     policy: Any,
@@ -84,7 +85,7 @@ def _limit(
     ordered_action_keys: Sequence[str],
     fps: float,
 ) -> None:
-    """Limit ``engine`` in place, and say how."""
+    """Compare the robot with the recordings, then limit ``engine`` in place, and say how."""
     from lerobot.rollout.inference import RTCInferenceEngine
 
     names = list(ordered_action_keys)
@@ -92,7 +93,7 @@ def _limit(
     with suppress(InternVLAError):  # which the policy raises at its first observation, with the robot in hand
         policy.recognise(len(joints), len(names))
     refuse_joints_in_another_order(policy, joints, dataset_features.get(ACTION, {}).get("names"))
-    if not isinstance(engine, RTCInferenceEngine):  # where rollout_engine.py does it
+    if not isinstance(engine, RTCInferenceEngine):  # where rtc_engine.py does it
         warn_of_other_rate(policy.control_rate_hz, fps)
     limiter = make_limiter(
         policy.config, names, rate_hz=fps, robot=policy.robot, robot_type=getattr(robot_wrapper, "robot_type", None)
@@ -101,27 +102,23 @@ def _limit(
         _attach(engine, limiter, joints)
 
 
-def make_limiter(
-    config: Any, names: Sequence[str], *, rate_hz: float, robot: str | None = None, robot_type: str | None = None
-) -> ActionLimiter | None:
-    """The limiter of a robot's commands, announced in the log; None where nothing is limited, which the log says too.
+def check_every_observation(engine: Any) -> None:
+    """From now on LeRobot's synchronous ``engine`` refuses observations that lack a frame or a joint, by name.
 
-    Args:
-        config, names, robot, robot_type: as for ``find_limits``.
-        rate_hz: commands per second.
-
-    Raises:
-        InternVLAError: ``config.embodiment`` names no embodiment, or one with other joints.
+    Its ``notify_observation``, called on every tick before anything is computed, does nothing in LeRobot, which goes on
+    to fail at a missing frame with a TypeError that does not say whose it was.
     """
-    found = find_limits(config, names, robot=robot, robot_type=robot_type)
-    if found.limits is not None:
-        logger.info("Action limits at %g Hz, of %s. limit_actions=false switches them off.", rate_hz, found.text)
-        return ActionLimiter(found.limits, rate_hz)
-    if found.advice:
-        logger.warning("Commands are not limited: %s. To limit them, %s.", found.text, found.advice)
-    else:
-        logger.info("Commands are not limited: %s.", found.text)
-    return None
+    view = RobotView(
+        engine._dataset_features, rename_map_of(engine._preprocessor), engine._policy.config.image_features
+    )
+    stock = engine.notify_observation
+
+    @functools.wraps(stock)
+    def notify(obs: dict[str, Any]) -> None:
+        view.check(obs)
+        stock(obs)
+
+    engine.notify_observation = notify
 
 
 def _attach(engine: Any, limiter: ActionLimiter, joints: Sequence[str]) -> None:
