@@ -187,7 +187,7 @@ def draw(rows: list[Row], samples: list[np.ndarray], traces: list[Trace], names:
     left.set_xticks(np.arange(len(delays)) * 5 + 1.5, [f"{delay:g} ms" for delay in delays])
     left.set_xlabel("inference delay")
     left.set_ylabel("change of an arm's target at a seam, scene units")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     joint = 0
     for row, trace in zip(rows, traces, strict=True):
         if row.delay_ms == delays[-1] and row.mode in ("sync", "append", "rtc"):
