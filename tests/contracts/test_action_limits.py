@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clocked_runs import free_port, import_async_inference, running_client, start_server, wait_until
-from clocked_world import FPS, JOINTS, Diary, World
+from clocked_world import FPS, JOINTS, Diary
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
 from lerobot_internvla.embodiments.spec import load_embodiment
 from lerobot_internvla.envs.conveyor.backend import BACKENDS
@@ -271,12 +271,6 @@ def clocked_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_dataset(root / "data", joint_names=JOINTS, fps=FPS, episode_lengths=(13, 12), video=False)
     lerobot_train(*training_flags(root / "data", root / "run", steps=1))
     return last_checkpoint(root / "run")
-
-
-@pytest.fixture
-def diary() -> Iterator[Diary]:
-    yield World.begin()
-    World.begin()
 
 
 def ramp(ticks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ The model is a tiny one whose denoiser is replaced by one that knows where it wa
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,6 @@ from clocked_runs import free_port, import_async_inference, rollout_flags, runni
 from clocked_world import FPS, JOINTS, STEPS, Diary, World
 from lerobot_internvla.testing import tiny_dataset
 from stock_commands import last_checkpoint, lerobot_eval, lerobot_rollout, lerobot_train, training_flags
-
-
-@pytest.fixture
-def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
-    planner = Planner()
-    planner.install(monkeypatch)
-    return planner
-
-
-@pytest.fixture
-def diary() -> Iterator[Diary]:
-    yield World.begin()
-    World.begin()
 
 
 @pytest.fixture(scope="module")

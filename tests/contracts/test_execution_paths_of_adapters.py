@@ -4,7 +4,6 @@ The adapter is trained on other recordings than its base, so its statistics are 
 used. The world is that of test_execution_paths.py: pictures tell their tick, joints are elsewhere on every tick.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,12 @@ from clocked_planner import (
     targets,
 )
 from clocked_runs import rollout_flags
-from clocked_world import FPS, JOINTS, Diary, World
+from clocked_world import FPS, JOINTS, Diary
 from lerobot_internvla.testing import tiny_dataset
 from stock_commands import last_checkpoint, lerobot_rollout, lerobot_train, training_flags
 
 SYNC = ("--inference.type=sync",)
 peft = pytest.importorskip("peft", reason="adapters need peft: the extra 'peft' of lerobot")
-
-
-@pytest.fixture
-def diary() -> Iterator[Diary]:
-    yield World.begin()
-    World.begin()
-
-
-@pytest.fixture
-def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
-    planner = Planner()
-    planner.install(monkeypatch)
-    return planner
 
 
 @pytest.fixture(scope="module", params=list(REPRESENTATIONS))

@@ -5,7 +5,6 @@ third has two joints and one camera, and is told by them. Half a second is anoth
 is that of test_execution_paths.py: pictures tell their tick, joints are elsewhere on every tick.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from clocked_runs import (
     stop_at,
     wait_until,
 )
-from clocked_world import CAMERAS, JOINTS, ClockedRobotConfig, Diary, World
+from clocked_world import CAMERAS, JOINTS, ClockedRobotConfig, Diary
 from lerobot_internvla import InternVLAError
 from lerobot_internvla.embodiments.spec import Dim, Embodiment, Part
 from lerobot_internvla.testing import tiny_dataset
@@ -64,19 +63,6 @@ ARM = Arm("arm", 30, tuple(JOINTS), tuple(CAMERAS), is_named=True)
 TWIN = Arm("twin", 20, tuple(JOINTS), tuple(CAMERAS), is_named=True)
 SLIDER = Arm("slider", 10, tuple(JOINTS[:2]), ("head",), is_named=False)
 TOLD = [TWIN, SLIDER]
-
-
-@pytest.fixture
-def diary() -> Iterator[Diary]:
-    yield World.begin()
-    World.begin()
-
-
-@pytest.fixture
-def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
-    planner = Planner()
-    planner.install(monkeypatch)
-    return planner
 
 
 @pytest.fixture(scope="module")

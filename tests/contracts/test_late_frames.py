@@ -39,19 +39,6 @@ STALLS, GOES_ON = 20, 31
 """The cameras show tick 20 until tick 31."""
 
 
-@pytest.fixture
-def diary() -> Iterator[Diary]:
-    yield World.begin()
-    World.begin()
-
-
-@pytest.fixture
-def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
-    planner = Planner()
-    planner.install(monkeypatch)
-    return planner
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("late")

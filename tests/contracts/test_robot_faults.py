@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from clocked_runs import (
     stop_at,
     wait_until,
 )
-from clocked_world import FPS, JOINTS, ClockedRobot, ClockedRobotConfig, Diary, World
+from clocked_world import FPS, JOINTS, ClockedRobot, ClockedRobotConfig, Diary
 from lerobot_internvla import InternVLAA1Policy, InternVLAError
 from lerobot_internvla.model.internvla_a1 import InternVLAA1
 from lerobot_internvla.serving import rtc_engine
@@ -36,12 +35,6 @@ from stock_commands import last_checkpoint, lerobot_rollout, lerobot_train, trai
 
 RTC = ("--inference.type=rtc", "--inference.queue_threshold=8")
 SYNC = ("--inference.type=sync",)
-
-
-@pytest.fixture
-def diary() -> Iterator[Diary]:
-    yield World.begin()
-    World.begin()
 
 
 @pytest.fixture(scope="module")
