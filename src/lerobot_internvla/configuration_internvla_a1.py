@@ -121,6 +121,9 @@ class InternVLAA1Config(PreTrainedConfig):
     # Joint names of action and state. Filled from the dataset in training.
     action_feature_names: list[str] | None = None
     state_feature_names: list[str] | None = None
+    # LeRobot's name for the robot of the training data. Filled from the dataset; the policy server, whose client does
+    # not tell what it drives, looks up action limits by it.
+    robot_type: str | None = None
     # Which of the robots of a multi-robot policy this one drives, or is fine-tuned on; a new name adds a robot. null:
     # the only one that fits. Policies of one robot need none: there it names the preset or YAML file whose limits act.
     embodiment: str | None = None

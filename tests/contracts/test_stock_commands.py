@@ -78,6 +78,7 @@ def test_training_writes_a_whole_checkpoint(trained: Path):
     assert config["type"] == "internvla_a1"
     assert config["fps"] == 10
     assert config["action_feature_names"] == config["state_feature_names"]
+    assert config["robot_type"] == "tiny", "action limits of the policy server are looked up by it"
     assert config["camera_slots"] is None
     InternVLAA1Policy.from_pretrained(folder)
 

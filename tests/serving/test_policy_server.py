@@ -12,6 +12,7 @@ from lerobot.policies import make_pre_post_processors
 from lerobot.utils.feature_utils import hw_to_dataset_features
 
 from lerobot_internvla import InternVLAError
+from lerobot_internvla.embodiments.registry import get_embodiment
 from lerobot_internvla.scripts.policy_server import main
 from lerobot_internvla.testing import tiny_policy
 
@@ -144,3 +145,15 @@ def test_joints_in_another_order_are_refused_when_the_client_says_who_it_is(tmp_
     with pytest.raises(InternVLAError, match=r"another order.*a.pos, b.pos.*the policy: b.pos, a.pos"):
         serve(tmp_path / "policy", trained_joints=others, rename_map=HEAD)
     assert serve(tmp_path / "same", trained_joints=("a", "b", "c", "grip"), rename_map=HEAD).policy is not None
+
+
+def test_limits_are_looked_up_by_the_robot_of_the_training_data(tmp_path: Path):
+    """The client does not tell what it drives, and Koch and SO arms have joints of the same names in other units."""
+    so = get_embodiment("so101")
+    server = serve(tmp_path / "policy", rename_map=HEAD)
+    server.policy.config.action_feature_names = list(so.action_names)
+    for robot_type, limited in ((None, False), ("koch_follower", False), ("so_follower", True)):
+        server._limits_looked_up, server._limiter, server.policy.config.robot_type = False, None, robot_type
+        limiter = server._find_limiter()
+        assert (limiter is not None) == limited
+        assert limiter is None or "so101" in limiter.limits.source

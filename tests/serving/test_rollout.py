@@ -127,7 +127,7 @@ def test_another_lerobot_is_told_loudly_and_once(context: SimpleNamespace, caplo
 def test_the_joints_own_limits_are_those_of_the_robot_that_a_policy_of_several_drives(
     context: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ):
-    caplog.set_level(logging.INFO, logger=rollout.logger.name)
+    caplog.set_level(logging.INFO, logger="lerobot_internvla.serving")
     rows = {name: Row(get_embodiment(name), 20.0) for name in ("aloha", "conveyor")}
     config = tiny_config(fps=None, foresight_interval_s=0.5, embodiments={n: row.to_dict() for n, row in rows.items()})
     tiny_config()

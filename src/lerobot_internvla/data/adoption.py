@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def adopt_metadata(config: InternVLAA1Config, dataset_meta: Any, camera_slots: Mapping[str, str]) -> None:
-    """Joint names and frame rate of one dataset into ``config``; for a policy of several robots, its robot too.
+    """Joint names, robot type and frame rate of one dataset into ``config``; of several robots, its robot too.
 
     Args:
         dataset_meta: LeRobot's metadata of the dataset.
@@ -52,6 +52,7 @@ def adopt_metadata(config: InternVLAA1Config, dataset_meta: Any, camera_slots: M
     for field, key in (("action_feature_names", ACTION), ("state_feature_names", OBS_STATE)):
         names = joint_names(dataset_meta.features.get(key))
         setattr(config, field, None if names is None else list(names))
+    config.robot_type = getattr(dataset_meta, "robot_type", None)
     dataset_fps = float(dataset_meta.fps)
     expected_fps = config.fps
     if expected_fps is None and config.foresight_interval_s is not None:  # several robots, each with its own rate
@@ -119,7 +120,7 @@ def adopt_mixture(config: InternVLAA1Config, mixture: Mixture) -> None:
     }
     config.embodiments = {**new, **{n: row for n, row in config.embodiments.items() if n not in new}}
     config.foresight_interval_s = mixture.foresight_interval_s
-    config.fps = config.action_feature_names = config.state_feature_names = None
+    config.fps = config.action_feature_names = config.state_feature_names = config.robot_type = None
 
 
 def log_of_sources(mixture: Mixture, *, use_foresight: bool) -> SourceLog:

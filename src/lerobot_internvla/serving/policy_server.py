@@ -248,7 +248,11 @@ class InternVLAPolicyServer(PolicyServer):
                 logger.warning("Commands are not limited: the checkpoint does not know the names of the joints.")
             else:
                 self._limiter = make_limiter(
-                    config, names, rate_hz=1.0 / self.config.environment_dt, robot=policy.robot
+                    config,
+                    names,
+                    rate_hz=1.0 / self.config.environment_dt,
+                    robot=policy.robot,
+                    robot_type=config.robot_type,
                 )
         return self._limiter
 
